@@ -35,5 +35,5 @@ def print_statistics(queue: QueueDatabase, path: Path) -> None:
     for name in STATISTICS:
         print(f"  {name:<26} {getattr(statistics, name)!s:>6}")
     print("\nto look inside:")
-    print(f"  sqlite3 {path} '{QUEUE_QUERY}'")
-    print(f"  sqlite3 {RESULTS} '{RESULTS_QUERY}'")
+    print(f"  sqlite3 -readonly {path} '{QUEUE_QUERY}'")
+    print(f"  sqlite3 -readonly {RESULTS} '{RESULTS_QUERY}'")
