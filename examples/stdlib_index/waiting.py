@@ -54,18 +54,20 @@ def await_counts(queue: QueueDatabase, worker: Worker, files: list[str]) -> None
     """
     progress = Progress(len(files))
     counted, changed_at = 0, time.monotonic()
-    while counted < len(files):
-        progress.show(counted)
-        time.sleep(POLL_S)
-        check(worker)
-        before, counted = counted, len(results.executions().keys() & set(files))
-        if counted > before:
-            changed_at = time.monotonic()
-        elif time.monotonic() - changed_at > STALL_S:
-            changed_at = time.monotonic()
-            if lost := untouched(queue, files):
-                raise RunError(f"{len(lost)} files failed, {lost[0]} first; {LOG} says why")
-    progress.close(counted)
+    try:
+        while counted < len(files):
+            progress.show(counted)
+            time.sleep(POLL_S)
+            check(worker)
+            before, counted = counted, len(results.executions().keys() & set(files))
+            if counted > before:
+                changed_at = time.monotonic()
+            elif time.monotonic() - changed_at > STALL_S:
+                changed_at = time.monotonic()
+                if lost := untouched(queue, files):
+                    raise RunError(f"{len(lost)} files failed, {lost[0]} first; {LOG} says why")
+    finally:
+        progress.close(counted)
 
 
 def await_summary(queue: QueueDatabase, worker: Worker, root: str) -> results.Summary:
