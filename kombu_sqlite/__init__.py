@@ -1,0 +1,49 @@
+"""A Kombu transport in one SQLite file: ``broker_url = "sqlite:////path/queue.db"``.
+
+Rooms, from the ground up; each imports only from those above it:
+
+- ``errors``, ``options``, ``clock``, ``native``, ``log``: what everything needs.
+- ``location``, ``sql``, ``schema``, ``database``: one file, its connections, its transactions.
+- ``models``, ``routing``, ``topology``: rows, and which queue a message goes to.
+- ``bells``, ``publishing``, ``foreign``, ``deliveries``, ``settler``: messages in, out and ended.
+- ``sessions``, ``leases``, ``watcher``, ``upkeep``: who is alive, and order in the file.
+- ``store``, ``queue``: the queue itself, for use without Kombu.
+- ``envelope``, ``message``, ``qos``, ``channel``, ``transport``: Kombu's side.
+
+Importing this package registers the scheme ``sqlite`` and opens nothing.
+"""
+
+from __future__ import annotations
+
+from kombu.transport import TRANSPORT_ALIASES
+
+from .errors import (
+    LeaseLost,
+    QueueBusyError,
+    QueueDatabaseError,
+    QueueDiskError,
+    QueueLocationError,
+    QueueOptionError,
+    QueueReplacedError,
+    QueueSchemaError,
+)
+from .models import Task, TaskLog, Worker
+from .transport import Transport
+
+__all__ = (
+    "LeaseLost",
+    "QueueBusyError",
+    "QueueDatabaseError",
+    "QueueDiskError",
+    "QueueLocationError",
+    "QueueOptionError",
+    "QueueReplacedError",
+    "QueueSchemaError",
+    "Task",
+    "TaskLog",
+    "Transport",
+    "Worker",
+)
+__version__ = "0.1.0"
+
+TRANSPORT_ALIASES["sqlite"] = "kombu_sqlite.transport:Transport"

@@ -1,0 +1,196 @@
+"""Wakes at most one sleeping consumer per message, without a server and without polling.
+
+A consumer that goes to sleep raises its flag, one byte of a side file that all processes map,
+looks once more for work, and waits on a FIFO. A writer, after its COMMIT, lowers the flag of one
+consumer that could take the message and writes a byte into that consumer's FIFO. Whoever is awake
+costs a writer nothing.
+
+A bell that is lost (its owner died, somebody deleted the FIFO) delays nothing for long: consumers
+look by themselves at ``data_version`` now and then.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import socket
+from collections.abc import Iterable
+from contextlib import suppress
+
+from .native import lock
+
+__all__ = ("FIRST_CONSUMER_BELL", "UPKEEP_BELL", "Bell", "BellBoard")
+
+#: The bell of whichever process is elected for upkeep; consumers' bells follow.
+UPKEEP_BELL = 0
+FIRST_CONSUMER_BELL = 1
+
+_SLOTS = 16384
+_ASLEEP = 1
+_AWAKE = 0
+_HAS_FIFOS = hasattr(os, "mkfifo")
+
+
+class BellBoard:
+    """The flags of all bells of one queue file, shared by all processes."""
+
+    def __init__(self, path: str, mode: int) -> None:
+        self._path = path
+        self._mode = mode
+        self._lock = lock()
+        self._flags: mmap.mmap | None = None
+
+    def flags(self) -> mmap.mmap:
+        """Return the shared flags, mapping the side file at the first call."""
+        flags = self._flags
+        if flags is None:
+            with self._lock:
+                flags = self._flags
+                if flags is None:
+                    flags = self._flags = self._map()
+        return flags
+
+    def _map(self) -> mmap.mmap:
+        descriptor = os.open(
+            self._path + "-bells", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, self._mode
+        )
+        try:
+            if os.fstat(descriptor).st_size < _SLOTS:
+                os.ftruncate(descriptor, _SLOTS)
+            return mmap.mmap(descriptor, _SLOTS)
+        finally:
+            os.close(descriptor)
+
+    def bell_path(self, number: int) -> str:
+        """Return where the FIFO of a bell stands."""
+        return f"{self._path}-bell-{number}"
+
+    def ring_one(self, numbers: Iterable[int]) -> bool:
+        """Wake one of the sleeping consumers among ``numbers``; return whether one was asleep."""
+        flags = self.flags()
+        for number in numbers:
+            if flags[number] == _ASLEEP:
+                flags[number] = _AWAKE
+                if self.ring(number):
+                    return True
+        return False
+
+    def ring(self, number: int) -> bool:
+        """Write into a bell's FIFO; return whether somebody holds its other end."""
+        if not _HAS_FIFOS:
+            return self._ring_socket(number)
+        try:
+            descriptor = os.open(
+                self.bell_path(number), os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC
+            )
+        except OSError as exc:
+            if exc.errno in (errno.ENXIO, errno.ENOENT):
+                return False  # its owner is gone
+            raise
+        try:
+            os.write(descriptor, b"\0")
+        except (BlockingIOError, BrokenPipeError) as exc:
+            return isinstance(exc, BlockingIOError)  # full: it is ringing already
+        finally:
+            os.close(descriptor)
+        return True
+
+    def _ring_socket(self, number: int) -> bool:
+        try:
+            with open(self.bell_path(number), encoding="ascii") as file:
+                port = int(file.read())
+        except (OSError, ValueError):
+            return False
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            sender.sendto(b"\0", ("127.0.0.1", port))
+        return True
+
+    def close(self) -> None:
+        """Unmap the flags."""
+        with self._lock:
+            flags, self._flags = self._flags, None
+        if flags is not None:
+            flags.close()
+
+
+class Bell:
+    """A consumer's own bell.
+
+    ``fileno()`` is readable once the bell was rung; ``ring_self`` may be called from any thread.
+    """
+
+    def __init__(self, board: BellBoard, number: int, mode: int) -> None:
+        self._board = board
+        self._flags = board.flags()
+        self._rung = False
+        self.number = number
+        self._pid = os.getpid()
+        self._path = board.bell_path(number)
+        if _HAS_FIFOS:
+            with suppress(FileExistsError):  # left behind by a process that died
+                os.mkfifo(self._path, mode)
+            self._socket = None
+            # read and write, so that it never reads as closed while nobody rings
+            self._fd = os.open(self._path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        else:
+            self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            self._socket.bind(("127.0.0.1", 0))
+            self._socket.setblocking(False)
+            self._fd = self._socket.fileno()
+            with open(self._path, "w", encoding="ascii") as file:
+                file.write(str(self._socket.getsockname()[1]))
+        self.clear()
+
+    def fileno(self) -> int:
+        """Return the descriptor to wait on."""
+        return self._fd
+
+    def sleep(self) -> None:
+        """Raise the flag; look for work once more before waiting."""
+        self._flags[self.number] = _ASLEEP
+
+    def wake(self) -> None:
+        """Lower the flag, so that writers ring somebody else."""
+        self._flags[self.number] = _AWAKE
+
+    def ring_self(self) -> None:
+        """Make ``fileno()`` readable."""
+        if self._rung:
+            return
+        self._rung = True
+        if self._socket is None:
+            with suppress(BlockingIOError):
+                os.write(self._fd, b"\0")
+        else:
+            self._socket.sendto(b"\0", self._socket.getsockname())
+
+    def clear(self) -> None:
+        """Take back the rings so far and lower the flag; the caller looks for work next.
+
+        The mark comes last: a ring in between is lost, but the look that follows sees its cause.
+        """
+        self.wake()
+        with suppress(BlockingIOError):
+            if self._socket is None:
+                while len(os.read(self._fd, 512)) == 512:
+                    pass
+            else:
+                while True:
+                    self._socket.recv(512)
+        self._rung = False
+
+    def close(self) -> None:
+        """Free the bell; a forked child only closes its copy of the descriptor."""
+        if self._fd < 0:
+            return
+        descriptor, self._fd = self._fd, -1
+        if self._socket is not None:
+            self._socket.close()
+        else:
+            os.close(descriptor)
+        if self._pid == os.getpid():
+            with suppress(ValueError):  # the board may be unmapped by now
+                self.wake()
+            with suppress(FileNotFoundError):
+                os.unlink(self._path)

@@ -1,0 +1,588 @@
+"""Kombu's channel over the store: declares, publishes, consumes, acknowledges.
+
+A claim is committed before a message reaches a callback; an ack is committed soon after it was
+given (see ``settler``). A process killed in between leaves messages that are delivered again.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from amqp.protocol import queue_declare_ok_t
+from kombu.exceptions import ChannelError
+from kombu.transport import virtual
+from kombu.utils.uuid import uuid
+
+from .bells import Bell
+from .envelope import encode
+from .errors import LeaseLost
+from .foreign import BadMessageError
+from .log import describe, logger
+from .message import Message
+from .models import Delivery, DeliveryTag, Envelope, Settlement
+from .qos import QoS
+from .routing import Exchange, Queue
+from .store import Store
+
+if TYPE_CHECKING:
+    from .transport import Transport
+
+__all__ = ("Channel", "PublishBatch")
+
+#: Messages leased in one transaction at the most, where the prefetch count leaves room.
+CLAIM_AT_MOST = 64
+
+
+class _Consumer:
+    """A callback for the messages of one queue."""
+
+    __slots__ = ("callback", "no_ack", "queue", "tag")
+
+    def __init__(
+        self, tag: str, queue: str, no_ack: bool, callback: Callable[[Message], Any]
+    ) -> None:
+        self.tag = tag
+        self.queue = queue
+        self.no_ack = no_ack
+        self.callback = callback
+
+
+class Channel(virtual.Channel):  # type: ignore[misc]
+    """A channel; safe to publish and acknowledge on from any thread.
+
+    Arguments:
+        connection: the transport it belongs to.
+    """
+
+    Message = Message
+    QoS = QoS
+    supports_fanout = True
+    supports_batch_publish = True
+
+    def __init__(self, connection: Transport, **kwargs: Any) -> None:
+        super().__init__(connection, **kwargs)
+        self._pid = os.getpid()
+        self.store: Store = connection.store
+        self.redis_order = self.store.options.priority_order == "redis"
+        #: Whether the application reports by ``start`` when a message begins to execute.
+        self.explicit_start = False
+        self.no_ack_consumers = set()
+        self._by_tag: dict[str, _Consumer] = {}
+        self._buffer: deque[Delivery] = deque()
+        self._turn = 0
+        self._starved = False  # the prefetch count, not a lack of messages, ended the last look
+        self._bell: Bell | None = None
+
+    # -- exchanges -----------------------------------------------------------------------------
+
+    def exchange_declare(
+        self,
+        exchange: str | None = None,
+        type: str = "direct",
+        durable: bool = False,
+        auto_delete: bool = False,
+        arguments: dict[str, Any] | None = None,
+        nowait: bool = False,
+        passive: bool = False,
+    ) -> None:
+        """Declare an exchange, known to every process from now on.
+
+        Raises:
+            ChannelError: ``passive`` and it does not exist; or the type is not supported.
+            NotEquivalentError: it exists with another type.
+        """
+        type = type or "direct"
+        exchange = exchange or f"amq.{type}"
+        known = self.store.topology.read().exchanges.get(exchange)
+        if passive:
+            if known is None:
+                raise self._not_found("exchange", exchange, "exchange_declare")
+            return
+        if type not in self.connection.implements.exchange_type:
+            raise ChannelError(
+                f"Exchange type {type!r} is not supported; use direct, topic or fanout.",
+                (40, 10),
+                "Channel.exchange_declare",
+                "503",
+            )
+        if known is not None and known.type != type:
+            raise virtual.base.NotEquivalentError(
+                f"Exchange {exchange!r} exists with type {known.type!r}; it cannot be declared "
+                f"again as {type!r}. Delete it first, or use another name."
+            )
+        self.store.topology.declare_exchange(
+            Exchange(exchange, type, bool(durable), bool(auto_delete), arguments or {})
+        )
+
+    def exchange_delete(self, exchange: str, if_unused: bool = False, nowait: bool = False) -> None:
+        """Delete an exchange and its bindings."""
+        if if_unused and any(e == exchange for e, _, _ in self.store.topology.read().bindings):
+            return
+        self.store.topology.delete_exchange(exchange)
+
+    # -- queues --------------------------------------------------------------------------------
+
+    def queue_declare(
+        self,
+        queue: str | None = None,
+        passive: bool = False,
+        durable: bool = True,
+        exclusive: bool = False,
+        auto_delete: bool = False,
+        arguments: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Declare a queue; of two declarations the newer one's arguments hold.
+
+        Returns:
+            Its name, how many messages wait in it, how many consumers it has.
+
+        Raises:
+            ChannelError: ``passive`` and it does not exist; or it exists with messages kept in the
+                other way (durable, or transient).
+        """
+        queue = queue or f"amq.gen-{uuid()}"
+        known = self.store.topology.read().queues.get(queue)
+        if passive:
+            if known is None:
+                raise self._not_found("queue", queue, "queue_declare")
+        else:
+            wanted = Queue(
+                queue, bool(durable), bool(auto_delete), bool(exclusive), arguments or {}
+            )
+            if known is not None and known.transient != wanted.transient:
+                raise ChannelError(
+                    f"Queue {queue!r} exists as {'transient' if known.transient else 'durable'}; "
+                    "delete it before declaring it otherwise.",
+                    (50, 10),
+                    "Channel.queue_declare",
+                    "406",
+                )
+            self.store.topology.declare_queue(wanted)
+        return queue_declare_ok_t(queue, self._size(queue), self.store.live_consumers(queue))
+
+    def _not_found(self, kind: str, name: str, method: str) -> Exception:
+        host = self.connection.client.virtual_host or "/"
+        error: Exception = ChannelError(
+            f"NOT_FOUND - no {kind} {name!r} in vhost {host!r}", (50, 10), f"Channel.{method}", "404"
+        )
+        return error
+
+    def queue_delete(
+        self, queue: str, if_unused: bool = False, if_empty: bool = False, **kwargs: Any
+    ) -> int:
+        """Delete a queue; what waits in it ends cancelled. Return how many messages waited."""
+        self._release_buffer(queue)
+        size = self.store.size(queue)
+        if (if_empty and size) or (if_unused and self.store.live_consumers(queue)):
+            return 0
+        self.store.delete_queue(queue)
+        return size
+
+    def queue_bind(
+        self,
+        queue: str,
+        exchange: str | None = None,
+        routing_key: str = "",
+        arguments: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Route an exchange's messages with ``routing_key`` to a queue.
+
+        Raises:
+            ChannelError: the exchange does not exist.
+        """
+        exchange = exchange or "amq.direct"
+        if exchange not in self.store.topology.read().exchanges:
+            raise self._not_found("exchange", exchange, "queue_bind")
+        self.store.topology.bind(queue, exchange, routing_key or "", arguments)
+
+    def queue_unbind(
+        self,
+        queue: str,
+        exchange: str | None = None,
+        routing_key: str = "",
+        arguments: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Take a binding back."""
+        self.store.topology.unbind(queue, exchange or "amq.direct", routing_key or "")
+
+    def list_bindings(self) -> Any:
+        """Return ``(queue, exchange, routing key)`` of every binding."""
+        return [(q, e, key) for e, key, q in self.store.topology.read().bindings]
+
+    get_bindings = list_bindings
+
+    def get_exchanges(self) -> list[str]:
+        """Return the names of all exchanges."""
+        return list(self.store.topology.read().exchanges)
+
+    def get_table(self, exchange: str) -> Any:
+        """Return ``(routing key, pattern, queue)`` of an exchange's bindings."""
+        return [(k, None, q) for e, k, q in self.store.topology.read().bindings if e == exchange]
+
+    def queue_purge(self, queue: str, **kwargs: Any) -> int:
+        """End all waiting messages of a queue; return how many there were."""
+        return self._purge(queue)
+
+    def _purge(self, queue: str) -> int:
+        self._release_buffer(queue)
+        return self.store.purge(queue)
+
+    def _size(self, queue: str) -> int:
+        """Count what waits, and what this channel has leased but not delivered."""
+        buffered = sum(delivery.queue == queue for delivery in self._buffer)
+        return self.store.size(queue) + buffered
+
+    def _has_queue(self, queue: str, **kwargs: Any) -> bool:
+        return queue in self.store.topology.read().queues
+
+    # -- publishing ----------------------------------------------------------------------------
+
+    def basic_publish(
+        self, message: dict[str, Any], exchange: str, routing_key: str, **kwargs: Any
+    ) -> None:
+        """Publish a message; it is in the file when this returns.
+
+        Raises:
+            ChannelError: the exchange does not exist.
+            QueueBusyError, QueueDiskError: nothing was written.
+        """
+        envelope = self.encode(message, exchange, routing_key)
+        self.publish_encoded([(exchange, routing_key, envelope)])
+
+    def encode(self, message: dict[str, Any], exchange: str, routing_key: str) -> Envelope:
+        """Return a message's row."""
+        return encode(message, exchange, routing_key, self.redis_order)
+
+    def publish_encoded(self, messages: list[tuple[str, str, Envelope]]) -> None:
+        """Publish rows in one transaction."""
+        try:
+            self.store.publish(messages)
+        except KeyError as exc:
+            raise self._not_found("exchange", exc.args[0], "basic_publish") from exc
+
+    def create_publish_batch(self, max_size: int) -> PublishBatch:
+        """Return what ``Producer.batch()`` collects messages in."""
+        return PublishBatch(self, max_size)
+
+    def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
+        self.basic_publish(message, "", queue)
+
+    # -- consuming -----------------------------------------------------------------------------
+
+    def basic_consume(
+        self,
+        queue: str,
+        no_ack: bool,
+        callback: Callable[[Message], Any],
+        consumer_tag: str | None = None,
+        **kwargs: Any,
+    ) -> str:
+        """Deliver the messages of ``queue`` to ``callback`` from now on."""
+        tag = consumer_tag or uuid()
+        if self._bell is None:
+            self._bell = self.store.new_bell()
+            self.connection.on_bell_created(self, self._bell)
+        self.store.add_consumer(self._bell, queue)
+        self._by_tag[tag] = _Consumer(tag, queue, bool(no_ack), callback)
+        self._consumers.add(tag)
+        self._tag_to_queue[tag] = queue
+        if queue not in self._active_queues:
+            self._active_queues.append(queue)
+        if no_ack:
+            self.no_ack_consumers.add(tag)
+        self._bell.ring_self()
+        return tag
+
+    def basic_cancel(self, consumer_tag: str, **kwargs: Any) -> None:
+        """Stop delivering to a consumer; what was leased for it but not delivered goes back."""
+        consumer = self._by_tag.pop(consumer_tag, None)
+        if consumer is None:
+            return
+        self._consumers.discard(consumer_tag)
+        self.no_ack_consumers.discard(consumer_tag)
+        self._tag_to_queue.pop(consumer_tag, None)
+        if any(other.queue == consumer.queue for other in self._by_tag.values()):
+            return
+        self._active_queues.remove(consumer.queue)
+        self._release_buffer(consumer.queue)
+        if self._bell is not None:
+            self.store.remove_consumer(self._bell, consumer.queue)
+
+    def _release_buffer(self, queue: str | None = None) -> None:
+        """Put leased but undelivered messages back, as if they had never been leased."""
+        kept: list[Delivery] = []
+        while self._buffer:
+            delivery = self._buffer.popleft()
+            if queue is None or delivery.queue == queue:
+                self.store.settler.add(Settlement(delivery.tag, "release"))
+            else:
+                kept.append(delivery)
+        self._buffer.extend(kept)
+        self.store.settler.flush()
+
+    def basic_get(self, queue: str, no_ack: bool = False, **kwargs: Any) -> Message | None:
+        """Return the next message of ``queue``, or None.
+
+        What this channel has leased for its consumers but not delivered comes first.
+        """
+        for delivery in list(self._buffer):
+            if delivery.queue == queue:
+                self._buffer.remove(delivery)
+                message = self._to_message(delivery)
+                if message is not None:
+                    return self._hold(message, no_ack)
+        if not self.store.deliveries.has_ready([queue], self.store.options.capabilities):
+            return None
+        no_ack_queues = frozenset([queue]) if no_ack else frozenset()
+        claimant = self.store.claimant(not self.explicit_start, no_ack_queues)
+        while deliveries := self.store.settle_and_claim(claimant, [queue], 1):
+            message = self._to_message(deliveries[0])
+            if message is not None:
+                return message if no_ack else self._hold(message, no_ack)
+        return None
+
+    def _hold(self, message: Message, no_ack: bool) -> Message:
+        """Keep a message until it is acknowledged, or acknowledge it at once."""
+        self.qos.append(message, message.delivery_tag)
+        if no_ack:
+            self.basic_ack(message.delivery_tag)
+        return message
+
+    def _to_message(self, delivery: Delivery, consumer_tag: str | None = None) -> Message | None:
+        """Return a delivery as a message; None when it had to be quarantined."""
+        try:
+            return Message(delivery, self, consumer_tag)
+        except BadMessageError as exc:
+            logger.error(
+                "Quarantined as failed (%s): %s",
+                exc,
+                describe(delivery.queue, delivery.task_id, delivery.tag),
+            )
+            self.store.settler.add(
+                Settlement(delivery.tag, "failed", f"malformed row: {exc}")
+            )
+            return None
+
+    def deliver_one(self) -> bool:
+        """Hand one message to its consumer; return False when there is none to hand over.
+
+        Raises:
+            QueueBusyError: the file stayed locked; nothing was leased.
+        """
+        while True:
+            if not self._buffer and not self._fetch():
+                return False
+            try:
+                delivery = self._buffer.popleft()
+            except IndexError:
+                return False
+            consumer = self._consumer_of(delivery.queue)
+            if consumer is None:
+                self.store.settler.add(Settlement(delivery.tag, "release"))
+                continue
+            message = self._to_message(delivery, consumer.tag)
+            if message is None:
+                continue
+            if not consumer.no_ack:
+                self.qos.append(message, message.delivery_tag)
+            consumer.callback(message)
+            return True
+
+    def _consumer_of(self, queue: str) -> _Consumer | None:
+        """Return the next consumer of ``queue``, in turn when there are several."""
+        found = [consumer for consumer in self._by_tag.values() if consumer.queue == queue]
+        if len(found) < 2:
+            return found[0] if found else None
+        self._turn += 1
+        return found[self._turn % len(found)]
+
+    def _fetch(self) -> bool:
+        """Lease what the prefetch count leaves room for; return whether there was anything."""
+        free = self.qos.can_consume_max_estimate()
+        self._starved = free == 0 or not self.qos.can_consume()
+        if not self._active_queues or self._starved:
+            return False
+        if not self.store.deliveries.has_ready(
+            self._active_queues, self.store.options.capabilities
+        ):
+            return False
+        self._turn += 1
+        start = self._turn % len(self._active_queues)
+        queues = self._active_queues[start:] + self._active_queues[:start]
+        no_ack = frozenset(c.queue for c in self._by_tag.values() if c.no_ack)
+        claimant = self.store.claimant(not self.explicit_start, no_ack)
+        limit = CLAIM_AT_MOST if free is None else min(free, CLAIM_AT_MOST)
+        self._buffer.extend(self.store.settle_and_claim(claimant, queues, limit))
+        return bool(self._buffer)
+
+    # -- sleeping and waking -------------------------------------------------------------------
+
+    @property
+    def bell(self) -> Bell | None:
+        """What wakes this channel; None while it consumes nothing."""
+        return self._bell
+
+    def prepare_sleep(self) -> bool:
+        """Commit the acks so far and let writers ring; return False when there is work already."""
+        bell = self._bell
+        if bell is None:
+            return True
+        self.store.settler.flush()
+        if self._buffer:
+            return False
+        if self._starved and not self.qos.can_consume():
+            bell.wake()  # an ack rings, writers need not
+            return True
+        bell.sleep()
+        if self._active_queues and self.store.deliveries.has_ready(
+            self._active_queues, self.store.options.capabilities
+        ):
+            bell.wake()
+            return False
+        return True
+
+    def _room_made(self) -> None:
+        """Look for more after an ack or a change of the prefetch count, from any thread."""
+        bell = self._bell
+        if bell is not None and self._starved:
+            bell.ring_self()
+
+    # -- acknowledging -------------------------------------------------------------------------
+
+    def basic_ack(self, delivery_tag: str, multiple: bool = False) -> None:
+        """End a message as completed; committed soon (see ``settler``), or now if so configured.
+
+        Raises:
+            LeaseLost: with ``immediate_ack``, the message belongs to somebody else by now.
+        """
+        for tag in self.qos.up_to(delivery_tag) if multiple else (delivery_tag,):
+            self.qos.ack(tag)
+
+    def basic_reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        """End a message as failed, or put it back at the front of its queue."""
+        self.qos.reject(delivery_tag, requeue=requeue)
+
+    def basic_recover(self, requeue: bool = False) -> None:
+        """Put every unacknowledged message back at the front of its queue."""
+        if not requeue:
+            raise NotImplementedError("Does not support recover(requeue=False)")
+        self.qos.restore_unacked()
+
+    def settle(self, settlement: Settlement) -> None:
+        """End a delivery; the only way an end leaves this channel."""
+        settler = self.store.settler
+        settler.add(settlement)
+        if self.store.options.immediate_ack:
+            if settlement in settler.flush():
+                raise LeaseLost(
+                    f"Delivery {settlement.tag} belongs to somebody else by now; its "
+                    f"{settlement.action!r} was refused."
+                )
+        elif settlement.action == "requeue" and self._bell is not None:
+            settler.flush()  # the requeued message may be for this channel again
+            self._bell.ring_self()
+        self._room_made()
+
+    def start(self, delivery_tags: list[str]) -> set[str]:
+        """Record that messages begin to execute; return those that may, the others were lost."""
+        tags = {DeliveryTag.parse(tag): tag for tag in delivery_tags}
+        started = {tags[tag] for tag in self.store.deliveries.start(tags)}
+        for delivery_tag in started:
+            self.qos.mark_started(delivery_tag)
+        return started
+
+    def basic_qos(
+        self, prefetch_size: int = 0, prefetch_count: int = 0, apply_global: bool = False
+    ) -> None:
+        """Set how many messages may be unacknowledged at a time; 0 is unlimited."""
+        self.qos.prefetch_count = prefetch_count
+        if self._bell is not None:
+            self._bell.ring_self()
+
+    # -- end -----------------------------------------------------------------------------------
+
+    def give_back(self) -> None:
+        """Put back at once, uncounted, what was leased here and has not begun to execute."""
+        for settlement in self.qos.give_back():
+            self.store.settler.add(settlement)
+        self._release_buffer()
+
+    def close(self) -> None:
+        """Cancel the consumers and give back what has not begun to execute.
+
+        In a forked child the messages are the parent's: only the object is closed.
+        """
+        if self.closed:
+            return
+        self.closed = True
+        try:
+            if self._pid == os.getpid():
+                for tag in list(self._by_tag):
+                    self.basic_cancel(tag)
+                self.give_back()
+        finally:
+            bell, self._bell = self._bell, None
+            if bell is not None:
+                if self.connection is not None:
+                    self.connection.on_bell_closed(bell)
+                if self._pid == os.getpid():
+                    self.store.close_bell(bell)
+                else:
+                    bell.close()
+            if self.connection is not None:
+                self.connection.close_channel(self)
+
+    def __del__(self) -> None:
+        """Give back what a dropped, never closed channel held; the flusher's thread writes it."""
+        try:
+            forgotten = not self.closed and self._pid == os.getpid()
+        except AttributeError:
+            return  # never finished opening
+        if forgotten:
+            for settlement in self.qos.give_back():
+                self.store.settler.add(settlement)
+            for delivery in self._buffer:
+                self.store.settler.add(Settlement(delivery.tag, "release"))
+
+
+class PublishBatch:
+    """Collects the messages of a ``with producer.batch():`` and publishes them together.
+
+    Each flush is one transaction: all of its messages are in the file, or none is.
+    """
+
+    def __init__(self, channel: Channel, max_size: int) -> None:
+        self.channel = channel
+        self.max_size = max_size
+        self._messages: list[tuple[str, str, Envelope]] = []
+
+    def publish(
+        self, message: dict[str, Any], exchange: str, routing_key: str, **kwargs: Any
+    ) -> None:
+        """Add a message; at ``max_size`` the batch is flushed."""
+        envelope = self.channel.encode(message, exchange, routing_key)
+        self._messages.append((exchange, routing_key, envelope))
+        if len(self._messages) >= self.max_size:
+            self.flush()
+
+    def flush(self) -> None:
+        """Publish what was collected; when this raises nothing was, and it can be tried again."""
+        if self._messages:
+            self.channel.publish_encoded(self._messages)
+            self._messages = []
+
+    def discard(self) -> None:
+        """Drop what was not flushed."""
+        self._messages = []
+
+    def close(self) -> None:
+        """Drop what was not flushed."""
+        self.discard()
+
+

@@ -1,0 +1,191 @@
+"""A Kombu message as the columns of a row, and back; knows Celery's wire format, not Celery."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NamedTuple
+
+from kombu.utils.json import dumps as kombu_dumps
+from kombu.utils.json import loads as kombu_loads
+
+from .clock import datetime_to_text, parse_time
+from .log import logger
+from .foreign import BadMessageError, foreign_body
+from .models import NORMAL_PRIORITY, Delivery, Envelope
+
+__all__ = ("Envelope", "decode", "encode")
+
+_TEXT_ENCODINGS = frozenset({"utf-8", "utf8", "us-ascii", "ascii"})
+
+def encode(
+    message: dict[str, Any], exchange: str, routing_key: str, redis_order: bool
+) -> Envelope:
+    """Return the columns for a message as ``prepare_message`` made it.
+
+    Body, headers and properties come back from :func:`decode` equal. Headers and properties are
+    written once, as JSON. A text body stays text, readable in ``sqlite3``.
+
+    Raises:
+        TypeError: headers or properties hold what JSON cannot express.
+    """
+    headers = message["headers"]
+    properties = dict(message["properties"])
+    properties["delivery_info"] = {"exchange": exchange, "routing_key": routing_key}
+    properties["content_type"] = message["content-type"]
+    properties["content_encoding"] = encoding = message["content-encoding"]
+    body = message["body"]
+    if isinstance(body, (bytes, bytearray, memoryview)):
+        body = _readable(bytes(body), encoding, headers)
+    task_id = headers.get("id")
+    name = headers.get("task")
+    is_task = isinstance(name, str) and isinstance(task_id, str)
+    return Envelope(
+        type=name if is_task else "message",
+        priority=_row_priority(properties.get("priority"), redis_order),
+        payload="" if body is None else body,
+        headers=_to_json(headers),
+        properties=_to_json(properties),
+        task_id=task_id if is_task else None,
+        run_after=_time_of(headers.get("eta"), "eta", task_id) if is_task else None,
+        expires_at=_time_of(headers.get("expires"), "expires", task_id) if is_task else None,
+        ttl_ms=_milliseconds(properties.get("expiration")),
+        compatibility=_compatibility(headers.get("compatibility")),
+    )
+
+
+def _readable(body: bytes, encoding: Any, headers: dict[str, Any]) -> str | bytes:
+    """Return a body as text where that loses nothing."""
+    if "compression" in headers or str(encoding).lower() not in _TEXT_ENCODINGS:
+        return body
+    try:
+        return body.decode("utf-8")
+    except UnicodeDecodeError:
+        return body
+
+
+def _row_priority(priority: Any, redis_order: bool) -> int:
+    """Return the row's priority, where the lower number goes first; 0 or none is normal."""
+    try:
+        number = int(priority or 0)
+    except (TypeError, ValueError):
+        number = 0
+    return NORMAL_PRIORITY + number if redis_order else NORMAL_PRIORITY - number
+
+
+def _time_of(value: Any, header: str, task_id: Any) -> str | None:
+    """Return a Celery time header in the file's form; None when the worker has to judge it."""
+    if value is None:
+        return None
+    moment = parse_time(value)
+    if moment is None:
+        return None
+    if "+" not in str(value)[10:] and not str(value).upper().endswith("Z") and (
+        "-" not in str(value)[10:]
+    ):
+        logger.warning(
+            "%s=%s of task %s has no time zone and is taken as UTC; pass an aware datetime.",
+            header,
+            value,
+            task_id,
+        )
+    return datetime_to_text(moment)
+
+
+def _milliseconds(expiration: Any) -> int | None:
+    """Return AMQP's ``expiration`` property, milliseconds as text."""
+    if expiration is None:
+        return None
+    try:
+        return max(0, int(float(expiration)))
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def _compatibility(value: Any) -> str:
+    if value is None or value == {} or value == "{}":
+        return "{}"
+    return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+
+
+def _to_json(value: dict[str, Any]) -> str:
+    try:
+        return json.dumps(value)
+    except TypeError:  # datetimes, UUIDs, lazy strings: Kombu knows them
+        text: str = kombu_dumps(value)
+        return text
+
+
+def _from_json(text: str) -> Any:
+    return kombu_loads(text) if '"__type__"' in text else json.loads(text)
+
+
+class Content(NamedTuple):
+    """What :func:`decode` makes of a row."""
+
+    body: bytes
+    headers: dict[str, Any]
+    properties: dict[str, Any]
+    content_type: str | None
+    content_encoding: str | None
+
+
+def decode(delivery: Delivery, redis_order: bool) -> Content:
+    """Return the message of a claimed row.
+
+    Raises:
+        BadMessageError: the row, written by another program, makes no sense.
+    """
+    if delivery.headers is None:
+        return _decode_foreign(delivery, redis_order)
+    try:
+        headers = _from_json(delivery.headers)
+        properties = _from_json(delivery.properties or "{}")
+    except (TypeError, ValueError) as exc:
+        raise BadMessageError(f"headers or properties are not JSON: {exc}") from exc
+    if not isinstance(headers, dict) or not isinstance(properties, dict):
+        raise BadMessageError("headers and properties must be JSON objects")
+    if not isinstance(properties.get("delivery_info", {}), dict):
+        raise BadMessageError("properties.delivery_info must be a JSON object")
+    payload = delivery.payload
+    return Content(
+        payload.encode("utf-8") if isinstance(payload, str) else payload,
+        headers,
+        properties,
+        properties.pop("content_type", None),
+        properties.pop("content_encoding", None),
+    )
+
+
+def _decode_foreign(delivery: Delivery, redis_order: bool) -> Content:
+    args, kwargs, embed = payload = foreign_body(delivery.payload)
+    task_id = delivery.task_id  # minted by the claim
+    headers = {
+        "lang": "py",
+        "task": delivery.type,
+        "id": task_id,
+        "shadow": None,
+        "eta": None,
+        "expires": None,
+        "group": None,
+        "group_index": None,
+        "retries": 0,
+        "timelimit": [None, None],
+        "root_id": task_id,
+        "parent_id": None,
+        "argsrepr": repr(tuple(args)),
+        "kwargsrepr": repr(kwargs),
+        "origin": "sql",
+        "ignore_result": False,
+        "stamped_headers": None,
+        "stamps": {},
+    }
+    offset = delivery.priority - NORMAL_PRIORITY
+    properties = {
+        "correlation_id": task_id,
+        "delivery_mode": 2,
+        "priority": offset if redis_order else -offset,
+        "delivery_info": {"exchange": "", "routing_key": delivery.queue},
+    }
+    return Content(
+        json.dumps(payload).encode("utf-8"), headers, properties, "application/json", "utf-8"
+    )

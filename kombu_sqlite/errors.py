@@ -1,0 +1,52 @@
+"""One tree of errors; each docstring tells the caller what to do."""
+
+from __future__ import annotations
+
+__all__ = (
+    "LeaseLost",
+    "QueueBusyError",
+    "QueueDatabaseError",
+    "QueueDiskError",
+    "QueueLocationError",
+    "QueueOptionError",
+    "QueueReplacedError",
+    "QueueSchemaError",
+)
+
+
+class QueueDatabaseError(Exception):
+    """Base of every error of this package; catch it to catch them all."""
+
+
+class QueueOptionError(QueueDatabaseError, ValueError):
+    """An option of the URL or of ``broker_transport_options`` is unknown or ill-typed: mend it."""
+
+
+class QueueLocationError(QueueDatabaseError):
+    """The path cannot hold a queue; the message says what to change. Retrying does not help."""
+
+
+class QueueSchemaError(QueueDatabaseError):
+    """The file's schema is newer than this code, or damaged: upgrade kombu-sqlite or the file."""
+
+
+class QueueBusyError(QueueDatabaseError):
+    """Another process held the write lock longer than ``busy_timeout``; nothing was written.
+
+    Try again; Kombu does so by itself.
+    """
+
+
+class QueueDiskError(QueueDatabaseError):
+    """The disk is full or failed; nothing was written. Make room, then try again."""
+
+
+class QueueReplacedError(QueueDatabaseError):
+    """The file was moved, deleted or replaced while open; connect again to use the new one."""
+
+
+class LeaseLost(QueueDatabaseError):
+    """The delivery belongs to somebody else by now; its holder can no longer end or extend it.
+
+    Stop working on it: the message is, or was, delivered again under a newer delivery tag.
+    """

@@ -1,0 +1,57 @@
+"""Rows written by other programs: what makes sense, and why the rest does not."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from .clock import parse_time
+
+__all__ = ("BadMessageError", "check_columns", "foreign_body")
+
+_NO_CANVAS = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
+
+
+class BadMessageError(Exception):
+    """A row that cannot become a message; its text is the reason to quarantine it with."""
+
+
+def check_columns(type_: object, priority: object, run_after: object) -> str | None:
+    """Return what is wrong with a foreign row's columns; None when nothing is.
+
+    SQLite stores any kind of value in any column (sqlite.org/datatype3.html), and a number in a
+    DATETIME column sorts before every text, so an epoch number would be due at once.
+    """
+    if not isinstance(type_, str):
+        return "type is not text"
+    if not isinstance(priority, int):
+        return f"priority is not a whole number: {priority!r}"
+    if not isinstance(run_after, str):
+        return f"run_after_utc is not text of the form YYYY-MM-DD HH:MM:SS: {run_after!r}"
+    if parse_time(run_after) is None:
+        return f"run_after_utc is not a time: {run_after!r}"
+    return None
+
+
+def foreign_body(payload: str | bytes) -> list[Any]:
+    """Return ``[args, kwargs, embed]`` (Celery protocol 2) for a foreign row's payload.
+
+    Raises:
+        BadMessageError: it is neither a JSON object nor such an array.
+    """
+    try:
+        found = json.loads(payload)
+    except (ValueError, RecursionError) as exc:
+        raise BadMessageError(f"payload is not JSON: {exc}") from exc
+    if isinstance(found, dict):
+        return [[], found, dict(_NO_CANVAS)]
+    if not isinstance(found, list):
+        raise BadMessageError("payload is neither a JSON object nor a JSON array")
+    if (
+        len(found) != 3
+        or not isinstance(found[0], list)
+        or not isinstance(found[1], dict)
+        or not isinstance(found[2], (dict, type(None)))
+    ):
+        raise BadMessageError("a JSON array as payload must be [args, kwargs, embed]")
+    return [found[0], found[1], found[2] or dict(_NO_CANVAS)]

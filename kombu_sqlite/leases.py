@@ -1,0 +1,120 @@
+"""Finds owners that are dead or silent and queues again what they held."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .clock import boottime_s, now_text
+from .database import Database
+from .log import describe, logger
+from .sessions import LockFile
+from .sql import statement
+
+__all__ = ("LeaseKeeper",)
+
+#: A checker that was itself stopped or suspended learns nothing from the gap: of a longer one it
+#: counts this many seconds, so that a machine waking up gives everybody time to renew.
+_MAX_GAP_S = 1.5
+
+
+@dataclass
+class _Silence:
+    """How long a worker's beat has not moved, by the checker's own clock."""
+
+    beat: int
+    silent_s: float = 0.0
+
+
+class LeaseKeeper:
+    """Judges the workers of one file; one elected process does.
+
+    A worker on this host whose byte is free is dead. Any other is silent once its beat has not
+    moved for its visibility timeout, by a clock that never steps. Neither the wall clock nor a
+    process id is compared.
+    """
+
+    def __init__(self, database: Database, locks: LockFile) -> None:
+        self._database = database
+        self._locks = locks
+        self._silences: dict[str, _Silence] = {}
+        self._checked_at = boottime_s()
+
+    def check(self) -> set[str]:
+        """Reclaim from every owner found gone; return the queues that have messages again."""
+        now = boottime_s()
+        gap = min(now - self._checked_at, _MAX_GAP_S)
+        self._checked_at = now
+        with self._database.reading() as handle:
+            workers = handle.all(statement("list_live_workers"))
+        gone = [
+            (worker, reason)
+            for worker, byte, beat, timeout_s in workers
+            if (reason := self._judge(worker, byte, beat, timeout_s or 60.0, gap))
+        ]
+        self._silences = {row[0]: self._silences[row[0]] for row in workers}
+        queues: set[str] = set()
+        for worker, reason in gone:
+            queues |= self.reclaim(worker, reason)
+        return queues
+
+    def _judge(
+        self, worker: str, byte: int, beat: int, timeout_s: float, gap_s: float
+    ) -> str | None:
+        """Return why ``worker`` is gone; None when it is not, or may not be."""
+        silence = self._silences.get(worker)
+        if silence is None or silence.beat != beat:
+            self._silences[worker] = _Silence(beat)
+        else:
+            silence.silent_s += gap_s
+        alive = self._locks.is_alive(byte)
+        if alive is False:
+            return "is dead"
+        if byte in self._locks.held_bytes():
+            return None  # this process itself
+        if self._silences[worker].silent_s > timeout_s:
+            return f"was silent for {timeout_s:g} s"
+        return None
+
+    def reclaim(self, worker: str, reason: str) -> set[str]:
+        """Queue again, or fail as exhausted, all that ``worker`` held, in one transaction.
+
+        Returns:
+            The queues that have messages again.
+        """
+        parameters = {"worker": worker, "now": now_text()}
+        with self._database.transaction() as handle:
+            exhausted = handle.all(statement("exhaust_leased_of"), parameters)
+            requeued = handle.all(statement("requeue_leased_of"), parameters)
+            transient = handle.all(statement("release_transient_of"), parameters)
+            handle.run(statement("retire_worker"), parameters)
+            consumed = handle.all(statement("delete_consumers_of"), parameters)
+            if consumed:
+                handle.run(statement("bump_topology"))
+        logger.warning(
+            "Worker %s %s: %d messages queued again.", worker, reason, len(requeued)
+        )
+        self._log_exhausted(exhausted)
+        return {row[0] for row in requeued} | {row[0] for row in transient}
+
+    def reclaim_unowned(self) -> set[str]:
+        """Queue again what no known worker holds and whose lease is over.
+
+        Such rows come from older files and from programs that claim by their own SQL.
+        """
+        parameters = {"now": now_text()}
+        with self._database.reading() as handle:
+            owners = {row[0] for row in handle.all(statement("list_owners"))}
+            known = {row[0] for row in handle.all(statement("list_live_workers"))}
+        if owners <= known:
+            return set()
+        with self._database.transaction() as handle:
+            exhausted = handle.all(statement("exhaust_unowned"), parameters)
+            requeued = handle.all(statement("requeue_unowned"), parameters)
+        self._log_exhausted(exhausted)
+        return {row[0] for row in requeued}
+
+    def _log_exhausted(self, rows: list[tuple[int, str, str, int]]) -> None:
+        for row_id, queue, task_id, number in rows:
+            logger.error(
+                "Delivery attempts exhausted: %s", describe(queue, task_id, f"{row_id}.{number}")
+            )

@@ -1,0 +1,51 @@
+"""A delivered message as Kombu's consumers see it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from kombu.message import Message as BaseMessage
+
+from .envelope import decode
+from .models import Delivery
+
+if TYPE_CHECKING:
+    from .channel import Channel
+
+__all__ = ("Message",)
+
+
+class Message(BaseMessage):  # type: ignore[misc]
+    """One delivery; ``delivery_tag`` is its row id and delivery number, as text.
+
+    Arguments:
+        delivery: what the claim returned.
+        channel: where acks go.
+        consumer_tag: of the consumer it is delivered to.
+
+    Raises:
+        BadMessageError: the row was written by another program and makes no sense.
+    """
+
+    def __init__(
+        self, delivery: Delivery, channel: Channel, consumer_tag: str | None = None
+    ) -> None:
+        content = decode(delivery, channel.redis_order)
+        properties = content.properties
+        tag = str(delivery.tag)
+        delivery_info: dict[str, Any] = properties.get("delivery_info") or {}
+        delivery_info["redelivered"] = delivery.redelivered
+        delivery_info["consumer_tag"] = consumer_tag
+        properties["delivery_info"] = delivery_info
+        properties["delivery_tag"] = tag
+        super().__init__(
+            body=content.body,
+            delivery_tag=tag,
+            content_type=content.content_type,
+            content_encoding=content.content_encoding,
+            delivery_info=delivery_info,
+            properties=properties,
+            headers=content.headers,
+            channel=channel,
+        )
+        self.delivery = delivery

@@ -1,0 +1,174 @@
+"""Writes messages into the file; a publish is in the file when it returns, or it raised."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+
+from .bells import UPKEEP_BELL, BellBoard
+from .clock import to_text
+from .database import Database, Handle
+from .log import logger
+from .models import Envelope
+from .routing import Queue, Topology, meets
+from .sql import statement
+from .topology import TopologyStore
+
+__all__ = ("Publisher", "Ringer")
+
+_INSERT = statement("insert_message")
+_INSERT_TRANSIENT = statement("insert_transient")
+
+#: The elected process reads ``data_version`` this often; only what is due sooner rings it.
+_UPKEEP_NET_S = 0.2
+_OVERFLOW = "dropped: the queue was longer than its maximum"
+
+
+class Ringer:
+    """Rings, after a commit, one sleeping consumer for each queue that has new work."""
+
+    def __init__(self, board: BellBoard) -> None:
+        self._board = board
+
+    def ring(self, topology: Topology, queue: str, compatibility: str = "{}") -> None:
+        """Wake one sleeping consumer of ``queue`` that may take such a message.
+
+        The work is committed: what fails here is logged, and found by the consumers themselves.
+        """
+        bells = topology.bells.get(queue)
+        if bells:
+            self._try(
+                lambda: self._board.ring_one(
+                    [bell for bell, offered in bells if meets(offered, compatibility)]
+                )
+            )
+
+    def ring_upkeep(self) -> None:
+        """Wake the elected process: something falls due very soon."""
+        self._try(lambda: self._board.ring_one([UPKEEP_BELL]))
+
+    def _try(self, ring: Callable[[], object]) -> None:
+        try:
+            ring()
+        except (OSError, ValueError) as exc:
+            logger.warning("A sleeping consumer could not be woken at once: %s", exc)
+
+
+class Publisher:
+    """Publishes to the queues of one file."""
+
+    def __init__(
+        self, database: Database, topology: TopologyStore, ringer: Ringer, max_attempts: int
+    ) -> None:
+        self._database = database
+        self._topology = topology
+        self._ringer = ringer
+        self._max_attempts = max_attempts
+
+    def publish(self, messages: Iterable[tuple[str, str, Envelope]]) -> None:
+        """Publish messages, each ``(exchange, routing key, envelope)``, in one transaction.
+
+        All of them are in the file when this returns; none is when it raises. A message that no
+        binding matches is dropped, as AMQP does.
+
+        Raises:
+            KeyError: an exchange is not declared.
+            QueueBusyError, QueueDiskError: nothing was written; try again.
+        """
+        now_s = time.time()
+        with self._database.transaction() as handle:
+            topology = self._topology.current(handle)
+            wake: set[tuple[str, str]] = set()
+            soon = False
+            for exchange, routing_key, envelope in messages:
+                for name in topology.route(exchange, routing_key):
+                    queue = topology.queues.get(name)
+                    if queue is None:  # nobody has declared it yet; the message must not get lost
+                        queue = Queue(name)
+                        self._topology.insert_queue(handle, queue)
+                        topology = self._topology.current(handle)
+                    if self._insert(handle, queue, envelope, now_s):
+                        wake.add((name, envelope.compatibility))
+                    else:
+                        soon = soon or envelope.run_after <= to_text(  # type: ignore[operator]
+                            now_s + _UPKEEP_NET_S
+                        )
+            handle.after_commit.append(lambda: self._ring(topology, wake, soon))
+
+    def _ring(self, topology: Topology, wake: set[tuple[str, str]], soon: bool) -> None:
+        for queue, compatibility in wake:
+            self._ringer.ring(topology, queue, compatibility)
+        if soon:
+            self._ringer.ring_upkeep()
+
+    def _insert(self, handle: Handle, queue: Queue, envelope: Envelope, now_s: float) -> bool:
+        """Insert one row; return whether it can be claimed at once."""
+        now = to_text(now_s)
+        expires_at = envelope.expires_at
+        for ttl_ms in (envelope.ttl_ms, queue.number("x-message-ttl")):
+            if ttl_ms is not None:
+                end = to_text(now_s + ttl_ms / 1000)
+                expires_at = end if expires_at is None else min(expires_at, end)
+        if queue.transient:
+            handle.run(
+                _INSERT_TRANSIENT,
+                {
+                    "queue": queue.name,
+                    "priority": envelope.priority,
+                    "payload": envelope.payload,
+                    "headers": envelope.headers,
+                    "properties": envelope.properties,
+                    "expires_at": expires_at,
+                },
+            )
+            ready = True
+        else:
+            run_after = envelope.run_after or now
+            ready = run_after <= now
+            handle.run(
+                _INSERT,
+                {
+                    "type": envelope.type,
+                    "priority": envelope.priority,
+                    "payload": envelope.payload,
+                    "compatibility": envelope.compatibility,
+                    "max_attempts": self._max_attempts,
+                    "run_after": run_after,
+                    "now": now,
+                    "queue": queue.name,
+                    "task_id": envelope.task_id,
+                    "headers": envelope.headers,
+                    "properties": envelope.properties,
+                    "expires_at": expires_at,
+                },
+            )
+        if queue.arguments:
+            self._drop_overflow(handle, queue, now)
+        return ready
+
+    def _drop_overflow(self, handle: Handle, queue: Queue, now: str) -> None:
+        """Keep a queue within ``x-max-length`` and ``x-max-length-bytes``, dropping from its head.
+
+        That is AMQP's default (``drop-head``); a dropped durable message ends cancelled.
+        """
+        longest = queue.number("x-max-length")
+        if longest is not None:
+            count = "count_transient" if queue.transient else "count_queued"
+            waiting = handle.one(statement(count), {"queue": queue.name, "now": now})[0]
+            if waiting > longest:
+                self._drop(handle, queue, waiting - longest, now)
+        most_bytes = queue.number("x-max-length-bytes")
+        if most_bytes is not None and not queue.transient:
+            while handle.one(statement("sum_queued_bytes"), {"queue": queue.name})[0] > most_bytes:
+                self._drop(handle, queue, 1, now)
+
+    def _drop(self, handle: Handle, queue: Queue, excess: int, now: str) -> None:
+        if queue.transient:
+            handle.run(
+                statement("drop_transient_overflow"), {"queue": queue.name, "excess": excess}
+            )
+        else:
+            handle.run(
+                statement("drop_overflow"),
+                {"queue": queue.name, "excess": excess, "now": now, "error": _OVERFLOW},
+            )

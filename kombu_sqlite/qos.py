@@ -1,0 +1,101 @@
+"""Prefetch: how many messages a channel may hold, and which ones it holds."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .models import DeliveryTag, Settlement
+
+if TYPE_CHECKING:
+    from .channel import Channel
+
+__all__ = ("QoS",)
+
+
+class QoS:
+    """The unacknowledged messages of one channel; acks may come from any thread.
+
+    Arguments:
+        channel: whose.
+        prefetch_count: how many may be unacknowledged at a time; 0 is unlimited.
+    """
+
+    def __init__(self, channel: Channel, prefetch_count: int = 0) -> None:
+        self.channel = channel
+        self.prefetch_count = prefetch_count or 0
+        self._unacked: dict[str, Any] = {}  # delivery tag -> message, in order of delivery
+        self._started: set[str] = set()
+
+    def __len__(self) -> int:
+        return len(self._unacked)
+
+    def can_consume(self) -> bool:
+        """Return whether the prefetch count leaves room for one more message."""
+        return not self.prefetch_count or len(self._unacked) < self.prefetch_count
+
+    def can_consume_max_estimate(self) -> int | None:
+        """Return for how many more messages there is room; None is unlimited."""
+        if not self.prefetch_count:
+            return None
+        return max(self.prefetch_count - len(self._unacked), 0)
+
+    def append(self, message: Any, delivery_tag: str) -> None:
+        """Hold a message until it is acknowledged or rejected."""
+        self._unacked[delivery_tag] = message
+
+    def get(self, delivery_tag: str) -> Any:
+        """Return an unacknowledged message; KeyError when there is none."""
+        return self._unacked[delivery_tag]
+
+    def mark_started(self, delivery_tag: str) -> None:
+        """Keep a message that is being executed when the channel closes."""
+        self._started.add(delivery_tag)
+
+    def up_to(self, delivery_tag: str) -> list[str]:
+        """Return the unacknowledged tags delivered before ``delivery_tag``, and itself."""
+        tags = []
+        for tag in list(self._unacked):
+            tags.append(tag)
+            if tag == delivery_tag:
+                return tags
+        return [delivery_tag]
+
+    def ack(self, delivery_tag: str) -> None:
+        """End a message as completed."""
+        self._settle(delivery_tag, "completed")
+
+    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        """End a message as failed, or put it back at the front of its queue."""
+        if requeue:
+            self._settle(delivery_tag, "requeue")
+        else:
+            self._settle(delivery_tag, "failed", "rejected")
+
+    def _settle(self, delivery_tag: str, action: str, error: str | None = None) -> None:
+        self._unacked.pop(delivery_tag, None)
+        self._started.discard(delivery_tag)
+        tag = DeliveryTag.parse(delivery_tag)
+        self.channel.settle(Settlement(tag, action, error))
+
+    def give_back(self) -> list[Settlement]:
+        """Let go of every message that has not begun to execute; return how each is to end.
+
+        What has begun keeps its lease: its acknowledgement works after the channel is closed.
+        """
+        settlements = []
+        for tag in list(self._unacked):
+            if tag not in self._started and self._unacked.pop(tag, None) is not None:
+                settlements.append(Settlement(DeliveryTag.parse(tag), "release"))
+        return settlements
+
+    def restore_unacked(self) -> None:
+        """Put every unacknowledged message back at the front of its queue."""
+        for tag in list(self._unacked):
+            self._settle(tag, "requeue")
+
+    def restore_unacked_once(self, stderr: Any = None) -> None:
+        """Put back what has not begun to execute; part of closing a channel."""
+        self.channel.give_back()
+
+    def restore_visible(self, *args: Any, **kwargs: Any) -> None:
+        """Do nothing: the elected process reclaims what dead consumers held."""

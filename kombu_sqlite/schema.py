@@ -1,0 +1,156 @@
+"""Prepares a connection, creates the schema or brings an older file's up to date."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import apsw
+
+from .errors import QueueLocationError, QueueSchemaError
+from .options import Options
+from .sql import migrations
+
+__all__ = ("SCHEMA_VERSION", "ensure_schema", "prepare_connection")
+
+#: The version this code reads and writes, kept in ``PRAGMA user_version`` and ``schema_versions``.
+SCHEMA_VERSION = migrations()[-1][0]
+
+_VERSIONS_TABLE = """
+CREATE TABLE IF NOT EXISTS schema_versions (
+    version INTEGER PRIMARY KEY,
+    name TEXT NOT NULL,
+    applied_at_utc DATETIME NOT NULL DEFAULT (strftime('%Y-%m-%d %H:%M:%f', 'now'))
+)"""
+
+
+def prepare_connection(connection: apsw.Connection, options: Options, busy_wait: bool) -> None:
+    """Set every pragma; each function below states its reason.
+
+    Arguments:
+        busy_wait: whether SQLite itself waits for locks; not where greenlets must run meanwhile.
+    """
+    _wait_when_busy(connection, options.busy_timeout if busy_wait else 0.0)
+    _lay_out_new_file(connection)
+    _use_write_ahead_log(connection, options.busy_timeout)
+    _sync_at(connection, options.synchronous)
+    _check_references(connection)
+    _keep_temporaries_in_memory(connection)
+    _cache_pages(connection, options.cache_size)
+    _map_memory(connection, options.mmap_size)
+    _checkpoint_at(connection, options.wal_autocheckpoint)
+    _bound_log_file(connection)
+
+
+def _wait_when_busy(connection: apsw.Connection, timeout_s: float) -> None:
+    """Bound the wait for locks; APSW's build of SQLite then retries each millisecond."""
+    connection.execute(f"PRAGMA busy_timeout = {int(timeout_s * 1000)}")
+
+
+def _lay_out_new_file(connection: apsw.Connection) -> None:
+    """Fix what only an empty file can take: 4 KiB pages, and pages that can be given back."""
+    connection.execute("PRAGMA page_size = 4096")
+    connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+
+
+def _use_write_ahead_log(connection: apsw.Connection, timeout_s: float) -> None:
+    """Let readers and one writer work side by side, with one sequential write per commit."""
+    deadline = time.monotonic() + max(timeout_s, 1.0)
+    while True:
+        try:
+            mode = connection.execute("PRAGMA journal_mode = WAL").fetchall()[0][0]
+            break
+        except apsw.BusyError:  # another process is switching; SQLite does not wait here
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(0.002)
+    if mode != "wal":
+        raise QueueLocationError(
+            f"SQLite cannot keep a write-ahead log here (journal mode {mode!r}); "
+            "choose a local disk."
+        )
+
+
+def _sync_at(connection: apsw.Connection, synchronous: str) -> None:
+    """NORMAL syncs at checkpoints: safe against the death of processes, fast."""
+    connection.execute(f"PRAGMA synchronous = {synchronous}")
+
+
+def _check_references(connection: apsw.Connection) -> None:
+    """Keep task_logs from naming rows that do not exist."""
+    connection.execute("PRAGMA foreign_keys = ON")
+
+
+def _keep_temporaries_in_memory(connection: apsw.Connection) -> None:
+    """Sorters and temporary tables never touch the disk."""
+    connection.execute("PRAGMA temp_store = MEMORY")
+
+
+def _cache_pages(connection: apsw.Connection, cache_size: int) -> None:
+    """20 MB hold the hot ends of table and indexes."""
+    connection.execute(f"PRAGMA cache_size = {cache_size}")
+
+
+def _map_memory(connection: apsw.Connection, mmap_size: int) -> None:
+    """Zero: mapping brought nothing measurable and turns small faults into corruption."""
+    connection.execute(f"PRAGMA mmap_size = {mmap_size}")
+
+
+def _checkpoint_at(connection: apsw.Connection, pages: int) -> None:
+    """The elected process checkpoints each second; a writer only when it falls behind."""
+    connection.execute(f"PRAGMA wal_autocheckpoint = {pages}")
+
+
+def _bound_log_file(connection: apsw.Connection) -> None:
+    """Cut the log file back to 64 MB after it was reset."""
+    connection.execute("PRAGMA journal_size_limit = 67108864")
+
+
+def ensure_schema(
+    connection: apsw.Connection, path: str, _steps: Callable[[], list[tuple[int, str, str]]] = migrations
+) -> None:
+    """Create the schema, or migrate an older one in place; all steps in one transaction.
+
+    Raises:
+        QueueSchemaError: the file's schema is newer than this code.
+    """
+    if _version(connection, path) == SCHEMA_VERSION:
+        return
+    connection.execute("PRAGMA foreign_keys = OFF")  # a rebuilt table is dropped under its readers
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            current = _version(connection, path)
+            connection.execute(_VERSIONS_TABLE)
+            for version, name, script in _steps():
+                if version > current:
+                    connection.execute(script)
+                    connection.execute(
+                        "INSERT INTO schema_versions (version, name) VALUES (:version, :name)",
+                        {"version": version, "name": name},
+                    )
+            connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            connection.execute("COMMIT")
+        except BaseException:
+            connection.execute("ROLLBACK")
+            raise
+    finally:
+        connection.execute("PRAGMA foreign_keys = ON")
+
+
+def _version(connection: apsw.Connection, path: str) -> int:
+    version: int = connection.execute("PRAGMA user_version").fetchall()[0][0]
+    if version > SCHEMA_VERSION:
+        raise QueueSchemaError(
+            f"{path!r} has schema version {version}, this code knows {SCHEMA_VERSION}; "
+            "upgrade kombu-sqlite."
+        )
+    if version:
+        names = connection.execute(
+            "SELECT count(*) FROM sqlite_schema WHERE name IN ('task_queue', 'schema_versions')"
+        ).fetchall()[0][0]
+        if names != 2:
+            raise QueueSchemaError(
+                f"{path!r} is a SQLite database of another program; choose another path."
+            )
+    return version

@@ -1,0 +1,211 @@
+"""A consuming process's presence in the file: its row, its sign of life, its renewals.
+
+While a process lives, one byte of the side file ``…-sessions`` is write-locked by it; the kernel
+frees the byte at the process's death, whatever the cause. A thread renews the row meanwhile. So
+a dead process is told from a slow one without guessing, on one host; elsewhere by silence.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import socket
+import time
+from typing import Any
+
+from . import native
+from .clock import now_text
+from .database import Database
+from .errors import QueueBusyError, QueueDatabaseError
+from .log import logger
+from .sql import statement
+
+try:
+    import fcntl
+except ImportError:  # pragma: no cover - Windows
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = ("FIRST_SESSION_BYTE", "UPKEEP_BYTE", "LockFile", "Session")
+
+#: Held by the process that is elected for upkeep; sessions' bytes follow.
+UPKEEP_BYTE = 0
+FIRST_SESSION_BYTE = 1
+
+_MAX_BEAT_INTERVAL_S = 15.0
+
+
+class LockFile:
+    """Byte locks of this process on the side file.
+
+    Nothing else may open that file: closing any descriptor of it drops this process's locks.
+    """
+
+    def __init__(self, path: str, mode: int) -> None:
+        self._path = path + "-sessions"
+        self._mode = mode
+        self._lock = native.lock()
+        self._fd = -1
+        self._held: set[int] = set()
+
+    def try_hold(self, byte: int) -> bool:
+        """Lock one byte; return False when another process holds it."""
+        with self._lock:
+            if byte in self._held:
+                return False
+            if fcntl is None:  # pragma: no cover - Windows
+                return byte == UPKEEP_BYTE
+            if self._fd < 0:
+                self._fd = os.open(
+                    self._path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, self._mode
+                )
+            try:
+                fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, byte)
+            except OSError:
+                return False
+            self._held.add(byte)
+            return True
+
+    def release(self, byte: int) -> None:
+        """Free one byte, and the file with the last one."""
+        with self._lock:
+            if byte not in self._held:
+                return
+            self._held.discard(byte)
+            if fcntl is not None and self._fd >= 0:
+                fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, byte)
+                if not self._held:
+                    os.close(self._fd)
+                    self._fd = -1
+
+    def is_alive(self, byte: int) -> bool | None:
+        """Return whether some process holds ``byte``; None where that cannot be told."""
+        with self._lock:
+            if byte in self._held:
+                return True
+            if fcntl is None or self._fd < 0:
+                return None
+            try:
+                fcntl.lockf(self._fd, fcntl.LOCK_SH | fcntl.LOCK_NB, 1, byte)
+            except OSError:
+                return True
+            fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, byte)
+            return False
+
+    def held_bytes(self) -> frozenset[int]:
+        """Return the bytes this process holds."""
+        return frozenset(self._held)
+
+    def forget(self) -> None:
+        """In a forked child: nothing is held; the inherited descriptor serves it as well."""
+        self._lock = native.lock()
+        self._held = set()
+
+
+class Session:
+    """This process as the owner of leases; one row of ``workers``.
+
+    All leases of the process are renewed by one write to that row. A session that was judged
+    silent (stopped, suspended) finds its row retired; it then goes on under a new name, and what
+    it held under the old one is somebody else's.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        locks: LockFile,
+        visibility_timeout_s: float,
+        capabilities: dict[str, Any],
+    ) -> None:
+        self._database = database
+        self._locks = locks
+        self.visibility_timeout_s = visibility_timeout_s
+        self._capabilities = capabilities
+        self._waker = native.Waker()
+        self._closed = False
+        self.worker_id = ""
+        self.lock_byte = -1
+        self._register()
+        self._thread = native.Thread(self._renew_until_closed, "kombu-sqlite-lease")
+        self._thread.start()
+
+    @property
+    def beat_interval_s(self) -> float:
+        """How often the lease is renewed: four times as often as it runs out."""
+        return min(self.visibility_timeout_s / 4, _MAX_BEAT_INTERVAL_S)
+
+    def _register(self) -> None:
+        """Insert the row and lock its byte, both before anybody can see the row."""
+        worker_id = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
+        with self._database.transaction() as handle:
+            byte = handle.one(
+                statement("insert_worker"),
+                {
+                    "worker": worker_id,
+                    "capabilities": json.dumps(self._capabilities),
+                    "now": now_text(),
+                    "host": socket.gethostname(),
+                    "pid": os.getpid(),
+                    "first": FIRST_SESSION_BYTE,
+                    "visibility_timeout": self.visibility_timeout_s,
+                },
+            )[0]
+            self._hold(byte)
+        self.worker_id = worker_id
+        self.lock_byte = byte
+
+    def _hold(self, byte: int) -> None:
+        for _ in range(200):  # another process may be asking about this byte's former owner
+            if self._locks.try_hold(byte) or fcntl is None:
+                return
+            time.sleep(0.005)
+        raise QueueDatabaseError(
+            f"Byte {byte} of {self._database.path + '-sessions'!r} is locked by a process that is "
+            "not in the file; was the queue's file replaced but not the files beside it?"
+        )
+
+    def _renew_until_closed(self) -> None:
+        while not self._closed:
+            if native.select_readable([self._waker.fileno()], self.beat_interval_s):
+                self._waker.clear()
+                continue
+            self._renew()
+
+    def _renew(self) -> None:
+        try:
+            with self._database.transaction() as handle:
+                handle.run(
+                    statement("beat_worker"), {"worker": self.worker_id, "now": now_text()}
+                )
+                known = handle.changes() == 1
+        except QueueBusyError:
+            return  # next beat; the lease lasts four
+        except QueueDatabaseError:
+            logger.exception("The lease of %s could not be renewed.", self.worker_id)
+            return
+        if not known and not self._closed:
+            logger.warning(
+                "%s was silent longer than its visibility timeout (%g s): its messages went to "
+                "others. It goes on under a new name.",
+                self.worker_id,
+                self.visibility_timeout_s,
+            )
+            self._locks.release(self.lock_byte)
+            with contextlib.suppress(QueueBusyError):
+                self._register()
+
+    def close(self) -> None:
+        """Stop renewing and leave the file."""
+        if self._closed:
+            return
+        self._closed = True
+        self._waker.set()
+        self._thread.join(2.0)
+        try:
+            with self._database.transaction() as handle:
+                handle.all(statement("delete_consumers_of"), {"worker": self.worker_id})
+                handle.run(statement("delete_worker"), {"worker": self.worker_id})
+        finally:
+            self._locks.release(self.lock_byte)
+            self._waker.close()

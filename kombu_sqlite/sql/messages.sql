@@ -1,0 +1,212 @@
+-- name: insert_message
+-- Publishes one message to one durable queue.
+INSERT INTO task_queue (
+    type, priority, payload, compatibility, max_attempts, run_after_utc, created_at_utc,
+    updated_at_utc, queue, task_id, headers, properties, expires_at_utc)
+VALUES (
+    :type, :priority, :payload, :compatibility, :max_attempts, :run_after, :now,
+    :now, :queue, :task_id, :headers, :properties, :expires_at);
+
+-- name: insert_task
+-- Enqueues a task as other programs do, with its idempotency key.
+INSERT INTO task_queue (
+    type, priority, payload, compatibility, max_attempts, run_after_utc, created_at_utc,
+    updated_at_utc, queue, idempotency_key)
+VALUES (
+    :type, :priority, :payload, :compatibility, :max_attempts, :run_after, :now,
+    :now, :queue, :idempotency_key)
+ON CONFLICT (idempotency_key) DO NOTHING
+RETURNING id;
+
+-- name: claim_ready
+-- Leases up to :limit ready messages of one lane, by priority, then age, each with a new tag.
+UPDATE task_queue SET
+    status = 'processing', attempts = attempts + 1, delivery_no = delivery_no + 1,
+    locked_by = :worker, reserved_at_utc = :now, lease_until_utc = :lease_until,
+    processing_started_utc = :started, updated_at_utc = :now
+WHERE id IN (
+    SELECT id FROM task_queue INDEXED BY ix_task_status_prio_time
+    WHERE queue = :queue AND compatibility = :lane
+      AND status = 'queued' AND run_after_utc <= updated_at_utc
+    ORDER BY priority, id LIMIT :limit)
+RETURNING id, delivery_no, queue, type, priority, payload, headers, properties, task_id,
+          attempts, deaths, expires_at_utc, run_after_utc;
+
+-- name: claim_ready_at_priority
+-- As claim_ready, within one priority; weighted scheduling chooses it.
+UPDATE task_queue SET
+    status = 'processing', attempts = attempts + 1, delivery_no = delivery_no + 1,
+    locked_by = :worker, reserved_at_utc = :now, lease_until_utc = :lease_until,
+    processing_started_utc = :started, updated_at_utc = :now
+WHERE id IN (
+    SELECT id FROM task_queue INDEXED BY ix_task_status_prio_time
+    WHERE queue = :queue AND compatibility = :lane AND priority = :priority
+      AND status = 'queued' AND run_after_utc <= updated_at_utc
+    ORDER BY id LIMIT :limit)
+RETURNING id, delivery_no, queue, type, priority, payload, headers, properties, task_id,
+          attempts, deaths, expires_at_utc, run_after_utc;
+
+-- name: claim_row
+-- Leases one row, found ready in the same transaction.
+UPDATE task_queue SET
+    status = 'processing', attempts = attempts + 1, delivery_no = delivery_no + 1,
+    locked_by = :worker, reserved_at_utc = :now, lease_until_utc = :lease_until,
+    processing_started_utc = :started, updated_at_utc = :now
+WHERE id = :id AND status = 'queued'
+RETURNING id, delivery_no, queue, type, priority, payload, headers, properties, task_id,
+          attempts, deaths, expires_at_utc, run_after_utc;
+
+-- name: find_ready
+-- Ready rows of one lane, by priority, then age; several lanes are merged from these.
+SELECT id, priority FROM task_queue INDEXED BY ix_task_status_prio_time
+WHERE queue = :queue AND compatibility = :lane
+  AND status = 'queued' AND run_after_utc <= updated_at_utc
+ORDER BY priority, id LIMIT :limit;
+
+-- name: create_age_index
+-- What fifo and lifo scheduling need; made when first enabled.
+CREATE INDEX IF NOT EXISTS ix_task_ready_age ON task_queue (queue, compatibility, id)
+    WHERE status = 'queued' AND run_after_utc <= updated_at_utc;
+
+-- name: find_ready_oldest
+-- Ready rows of one lane, oldest first (fifo).
+SELECT id, id FROM task_queue INDEXED BY ix_task_ready_age
+WHERE queue = :queue AND compatibility = :lane
+  AND status = 'queued' AND run_after_utc <= updated_at_utc
+ORDER BY id LIMIT :limit;
+
+-- name: find_ready_newest
+-- Ready rows of one lane, newest first (lifo).
+SELECT id, -id FROM task_queue INDEXED BY ix_task_ready_age
+WHERE queue = :queue AND compatibility = :lane
+  AND status = 'queued' AND run_after_utc <= updated_at_utc
+ORDER BY id DESC LIMIT :limit;
+
+-- name: list_priorities
+-- The priorities present in one lane, by a loose index scan.
+WITH RECURSIVE level(priority) AS (
+    SELECT min(priority) FROM task_queue INDEXED BY ix_task_status_prio_time
+     WHERE queue = :queue AND compatibility = :lane
+       AND status = 'queued' AND run_after_utc <= updated_at_utc
+    UNION ALL
+    SELECT (SELECT min(t.priority) FROM task_queue t INDEXED BY ix_task_status_prio_time
+             WHERE t.queue = :queue AND t.compatibility = :lane AND t.priority > level.priority
+               AND t.status = 'queued' AND t.run_after_utc <= t.updated_at_utc)
+      FROM level WHERE level.priority IS NOT NULL)
+SELECT priority FROM level WHERE priority IS NOT NULL LIMIT 100;
+
+-- name: any_lane
+-- Whether any message ever asked for a capability; until then there is one lane only.
+SELECT 1 FROM task_queue WHERE compatibility <> '{}' LIMIT 1;
+
+-- name: list_lanes
+-- The lanes of one queue that have ready messages, by a loose index scan.
+WITH RECURSIVE lane(compatibility) AS (
+    SELECT min(compatibility) FROM task_queue INDEXED BY ix_task_status_prio_time
+     WHERE queue = :queue AND status = 'queued' AND run_after_utc <= updated_at_utc
+    UNION ALL
+    SELECT (SELECT min(t.compatibility) FROM task_queue t INDEXED BY ix_task_status_prio_time
+             WHERE t.queue = :queue AND t.compatibility > lane.compatibility
+               AND t.status = 'queued' AND t.run_after_utc <= t.updated_at_utc)
+      FROM lane WHERE lane.compatibility IS NOT NULL)
+SELECT compatibility FROM lane WHERE compatibility IS NOT NULL;
+
+-- name: peek_ready
+-- Whether a queue has a ready message in one lane; the check before sleeping is this read.
+SELECT 1 FROM task_queue INDEXED BY ix_task_status_prio_time
+WHERE queue = :queue AND compatibility = :lane
+  AND status = 'queued' AND run_after_utc <= updated_at_utc LIMIT 1;
+
+-- name: set_task_id
+-- Stores the task id minted at the first claim of a row written by others.
+UPDATE task_queue SET task_id = :task_id WHERE id = :id;
+
+-- name: start_delivery
+-- Records that execution begins; no row changed means the lease was lost.
+UPDATE task_queue SET processing_started_utc = :now, updated_at_utc = :now
+WHERE id = :id AND delivery_no = :delivery_no AND status = 'processing';
+
+-- name: end_delivery
+-- Ends one delivery; no row changed means it is somebody else's, or ended already.
+UPDATE task_queue SET
+    status = :status, finished_at_utc = :now, updated_at_utc = :now, lease_until_utc = NULL,
+    error_message = :error
+WHERE id = :id AND delivery_no = :delivery_no AND status = 'processing';
+
+-- name: cancel_claimed
+-- Ends a delivery the claim itself turned away; its result is still owed.
+UPDATE task_queue SET
+    status = :status, finished_at_utc = :now, updated_at_utc = :now, lease_until_utc = NULL,
+    error_message = :error, outcome_pending = 1, attempts = attempts - 1,
+    processing_started_utc = NULL
+WHERE id = :id AND delivery_no = :delivery_no AND status = 'processing';
+
+-- name: requeue_delivery
+-- Puts one delivery back at the front of its queue; :undo takes back the attempt it counted.
+UPDATE task_queue SET
+    status = 'queued', updated_at_utc = max(:now, run_after_utc), locked_by = NULL,
+    lease_until_utc = NULL, reserved_at_utc = NULL, processing_started_utc = NULL,
+    attempts = attempts - :undo
+WHERE id = :id AND delivery_no = :delivery_no AND status = 'processing'
+RETURNING queue;
+
+-- name: renew_delivery
+-- Extends the lease of one delivery.
+UPDATE task_queue SET lease_until_utc = :lease_until, updated_at_utc = :now
+WHERE id = :id AND delivery_no = :delivery_no AND status = 'processing';
+
+-- name: get_delivery_state
+-- Tells why a tag matched nothing: its number and state now.
+SELECT delivery_no, status, queue, task_id FROM task_queue WHERE id = :id;
+
+-- name: fail_queued
+-- Quarantines a queued row that makes no sense, with the reason.
+UPDATE task_queue SET
+    status = 'failed', finished_at_utc = :now, updated_at_utc = :now, error_message = :error
+WHERE id = :id AND status NOT IN ('processing', 'completed', 'failed', 'cancelled');
+
+-- name: list_ready_raw
+-- Ready rows as bytes, for finding the one whose text cannot be decoded.
+SELECT id,
+       CASE WHEN typeof(type) = 'text' THEN CAST(type AS BLOB) END,
+       CASE WHEN typeof(payload) = 'text' THEN CAST(payload AS BLOB) END,
+       CASE WHEN typeof(headers) = 'text' THEN CAST(headers AS BLOB) END,
+       CASE WHEN typeof(properties) = 'text' THEN CAST(properties AS BLOB) END,
+       CASE WHEN typeof(task_id) = 'text' THEN CAST(task_id AS BLOB) END,
+       CASE WHEN typeof(priority) = 'text' THEN CAST(priority AS BLOB) END,
+       CASE WHEN typeof(run_after_utc) = 'text' THEN CAST(run_after_utc AS BLOB) END,
+       CASE WHEN typeof(compatibility) = 'text' THEN CAST(compatibility AS BLOB) END
+FROM task_queue INDEXED BY ix_task_status_prio_time
+WHERE queue = :queue AND status = 'queued' AND run_after_utc <= updated_at_utc;
+
+-- name: purge_queue
+-- Cancels all messages of a durable queue that nobody holds.
+UPDATE task_queue SET
+    status = 'cancelled', finished_at_utc = :now, updated_at_utc = :now, error_message = :error,
+    outcome_pending = 1
+WHERE id IN (
+    SELECT id FROM task_queue INDEXED BY ix_task_status_prio_time
+    WHERE queue = :queue AND status = 'queued' AND run_after_utc <= updated_at_utc
+    UNION ALL
+    SELECT id FROM task_queue INDEXED BY ix_task_waiting
+    WHERE queue = :queue AND status = 'queued' AND run_after_utc > updated_at_utc);
+
+-- name: drop_overflow
+-- Cancels the oldest messages of the lowest priority, beyond a queue's maximum length.
+UPDATE task_queue SET
+    status = 'cancelled', finished_at_utc = :now, updated_at_utc = :now, error_message = :error,
+    outcome_pending = 1
+WHERE id IN (
+    SELECT id FROM task_queue INDEXED BY ix_task_status_prio_time
+    WHERE queue = :queue AND status = 'queued' AND run_after_utc <= updated_at_utc
+    ORDER BY priority DESC, id LIMIT :excess);
+
+-- name: sum_queued_bytes
+-- Bytes of the messages waiting in one queue; only queues with x-max-length-bytes ask.
+SELECT coalesce(sum(length(CAST(payload AS BLOB))), 0) FROM task_queue
+INDEXED BY ix_task_status_prio_time
+WHERE queue = :queue AND status = 'queued' AND run_after_utc <= updated_at_utc;
+
+-- name: count_queued
+-- How many messages wait in one queue.
+SELECT coalesce(sum(tasks), 0) FROM task_counts WHERE queue = :queue AND status = 'queued';

@@ -1,0 +1,88 @@
+-- name: insert_worker
+-- Registers a process that consumes, with the byte of the side file it will lock.
+INSERT INTO workers (
+    worker_id, capabilities, heartbeat_utc, started_at_utc, host, pid, lock_byte,
+    visibility_timeout_s)
+VALUES (
+    :worker, :capabilities, :now, :now, :host, :pid,
+    (SELECT coalesce(max(lock_byte), :first - 1) + 1 FROM workers), :visibility_timeout)
+RETURNING lock_byte;
+
+-- name: beat_worker
+-- Renews all leases of a worker: one row, however many messages it holds.
+UPDATE workers SET beat = beat + 1, heartbeat_utc = :now WHERE worker_id = :worker
+    AND lock_byte IS NOT NULL;
+
+-- name: list_live_workers
+-- Every worker that has not been found dead, with its sign of life.
+SELECT worker_id, lock_byte, beat, visibility_timeout_s FROM workers WHERE lock_byte IS NOT NULL;
+
+-- name: retire_worker
+-- Marks a worker as gone.
+UPDATE workers SET lock_byte = NULL WHERE worker_id = :worker;
+
+-- name: delete_worker
+-- Forgets a worker that left in good order.
+DELETE FROM workers WHERE worker_id = :worker;
+
+-- name: prune_workers
+-- Forgets workers gone for long.
+DELETE FROM workers WHERE lock_byte IS NULL AND heartbeat_utc < :before;
+
+-- name: list_owners
+-- Everybody who holds a lease, by a loose index scan.
+WITH RECURSIVE owner(locked_by) AS (
+    SELECT min(locked_by) FROM task_queue INDEXED BY ix_task_leased WHERE status = 'processing'
+    UNION ALL
+    SELECT (SELECT min(t.locked_by) FROM task_queue t INDEXED BY ix_task_leased
+             WHERE t.status = 'processing' AND t.locked_by > owner.locked_by)
+      FROM owner WHERE owner.locked_by IS NOT NULL)
+SELECT locked_by FROM owner WHERE locked_by IS NOT NULL;
+
+-- name: exhaust_leased_of
+-- Fails the started messages of a dead worker that have died too often.
+UPDATE task_queue SET
+    status = 'failed', deaths = deaths + 1, finished_at_utc = :now, updated_at_utc = :now,
+    lease_until_utc = NULL, outcome_pending = 1,
+    error_message = 'delivery attempts exhausted: ' || (deaths + 1) || ' of '
+                    || max_attempts || ' executions died'
+WHERE status = 'processing' AND locked_by = :worker
+  AND processing_started_utc IS NOT NULL AND deaths + 1 >= max_attempts
+RETURNING id, queue, task_id, delivery_no;
+
+-- name: requeue_leased_of
+-- Queues the messages of a dead worker again; a death counts only where execution had begun.
+UPDATE task_queue SET
+    status = 'queued', updated_at_utc = max(:now, run_after_utc),
+    deaths = deaths + (processing_started_utc IS NOT NULL),
+    attempts = attempts - (processing_started_utc IS NULL),
+    locked_by = NULL, lease_until_utc = NULL, reserved_at_utc = NULL,
+    processing_started_utc = NULL
+WHERE status = 'processing' AND locked_by = :worker
+RETURNING queue;
+
+-- name: exhaust_unowned
+-- Fails started messages without a known owner whose lease is over and that died too often.
+UPDATE task_queue SET
+    status = 'failed', deaths = deaths + 1, finished_at_utc = :now, updated_at_utc = :now,
+    lease_until_utc = NULL, outcome_pending = 1,
+    error_message = 'delivery attempts exhausted: ' || (deaths + 1) || ' of '
+                    || max_attempts || ' executions died'
+WHERE status = 'processing' AND (lease_until_utc IS NULL OR lease_until_utc < :now)
+  AND (locked_by IS NULL OR locked_by NOT IN (SELECT worker_id FROM workers
+                                              WHERE lock_byte IS NOT NULL))
+  AND processing_started_utc IS NOT NULL AND deaths + 1 >= max_attempts
+RETURNING id, queue, task_id, delivery_no;
+
+-- name: requeue_unowned
+-- Queues messages again whose owner nobody knows and whose lease is over.
+UPDATE task_queue SET
+    status = 'queued', updated_at_utc = max(:now, run_after_utc),
+    deaths = deaths + (processing_started_utc IS NOT NULL),
+    attempts = attempts - (processing_started_utc IS NULL AND attempts > 0),
+    locked_by = NULL, lease_until_utc = NULL, reserved_at_utc = NULL,
+    processing_started_utc = NULL
+WHERE status = 'processing' AND (lease_until_utc IS NULL OR lease_until_utc < :now)
+  AND (locked_by IS NULL OR locked_by NOT IN (SELECT worker_id FROM workers
+                                              WHERE lock_byte IS NOT NULL))
+RETURNING queue;

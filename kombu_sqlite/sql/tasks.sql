@@ -1,0 +1,91 @@
+-- name: get_task
+-- One row.
+SELECT * FROM task_queue WHERE id = :id;
+
+-- name: get_by_task_id
+-- The newest row of a task id.
+SELECT * FROM task_queue INDEXED BY ix_task_task_id WHERE task_id = :task_id
+ORDER BY id DESC LIMIT 1;
+
+-- name: get_by_key
+-- The row that holds an idempotency key.
+SELECT * FROM task_queue WHERE idempotency_key = :key;
+
+-- name: list_tasks
+-- Rows that match the filters given, newest first.
+SELECT * FROM task_queue
+WHERE (:status IS NULL OR status = :status) AND (:type IS NULL OR type = :type)
+  AND (:queue IS NULL OR queue = :queue) AND (:before IS NULL OR id < :before)
+ORDER BY id DESC LIMIT :limit;
+
+-- name: list_foreign
+-- Queued rows written by other programs, of one type.
+SELECT id, type, format FROM task_queue INDEXED BY ix_task_format
+WHERE headers IS NULL AND type = :type;
+
+-- name: cancel_queued
+-- Cancels a row that nobody holds.
+UPDATE task_queue SET
+    status = 'cancelled', finished_at_utc = :now, updated_at_utc = :now,
+    error_message = :error, outcome_pending = 1
+WHERE id = :id AND status = 'queued';
+
+-- name: retry_ended
+-- Puts a failed or cancelled row back into its queue with its deaths forgotten.
+UPDATE task_queue SET
+    status = 'queued', updated_at_utc = :now, run_after_utc = min(run_after_utc, :now),
+    finished_at_utc = NULL, error_message = NULL, deaths = 0, outcome_pending = 0,
+    locked_by = NULL, lease_until_utc = NULL, reserved_at_utc = NULL,
+    processing_started_utc = NULL, expires_at_utc = NULL
+WHERE id = :id AND status IN ('failed', 'cancelled')
+RETURNING queue;
+
+-- name: count_by_status
+-- Tasks by status, of all or one queue or type.
+SELECT status, sum(tasks) FROM task_counts
+WHERE (:queue IS NULL OR queue = :queue) AND (:type IS NULL OR type = :type)
+GROUP BY status;
+
+-- name: oldest_queued
+-- When the oldest queued row was created: the first of each lane and priority, and what waits.
+WITH RECURSIVE head(queue, compatibility, priority, id) AS (
+    SELECT * FROM (
+        SELECT queue, compatibility, priority, id
+        FROM task_queue INDEXED BY ix_task_status_prio_time
+        WHERE status = 'queued' AND run_after_utc <= updated_at_utc
+        ORDER BY queue, compatibility, priority, id LIMIT 1)
+    UNION ALL
+    SELECT t.queue, t.compatibility, t.priority, t.id
+    FROM head JOIN task_queue t ON t.id = (
+        SELECT n.id FROM task_queue n INDEXED BY ix_task_status_prio_time
+        WHERE n.status = 'queued' AND n.run_after_utc <= n.updated_at_utc
+          AND (n.queue, n.compatibility, n.priority)
+              > (head.queue, head.compatibility, head.priority)
+        ORDER BY n.queue, n.compatibility, n.priority, n.id LIMIT 1))
+SELECT min(created_at_utc) FROM (
+    SELECT t.created_at_utc FROM head JOIN task_queue t USING (id)
+    WHERE :queue IS NULL OR t.queue = :queue
+    UNION ALL
+    SELECT created_at_utc FROM task_queue WHERE id = (
+        SELECT min(id) FROM task_queue INDEXED BY ix_task_waiting
+        WHERE status = 'queued' AND run_after_utc > updated_at_utc
+          AND (:queue IS NULL OR queue = :queue)));
+
+-- name: oldest_queued_of_type
+-- When the oldest queued row of one type was created.
+SELECT min(created_at_utc) FROM (
+    SELECT created_at_utc FROM task_queue INDEXED BY ix_task_status_prio_time
+    WHERE status = 'queued' AND run_after_utc <= updated_at_utc
+      AND type = :type AND (:queue IS NULL OR queue = :queue)
+    UNION ALL
+    SELECT created_at_utc FROM task_queue INDEXED BY ix_task_waiting
+    WHERE status = 'queued' AND run_after_utc > updated_at_utc
+      AND type = :type AND (:queue IS NULL OR queue = :queue));
+
+-- name: list_workers
+-- All workers.
+SELECT * FROM workers ORDER BY worker_id;
+
+-- name: list_logs
+-- The story of one row.
+SELECT * FROM task_logs WHERE task_id = :task_id ORDER BY log_id;

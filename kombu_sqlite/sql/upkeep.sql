@@ -1,0 +1,86 @@
+-- name: promote_due
+-- Makes messages ready whose time has come; touching updated_at_utc moves them between indexes.
+UPDATE task_queue SET updated_at_utc = max(:now, run_after_utc)
+WHERE id IN (
+    SELECT id FROM task_queue INDEXED BY ix_task_waiting
+    WHERE status = 'queued' AND run_after_utc > updated_at_utc AND run_after_utc <= :now
+    ORDER BY run_after_utc LIMIT :limit)
+RETURNING queue;
+
+-- name: next_due
+-- When the next waiting message falls due.
+SELECT min(run_after_utc) FROM task_queue INDEXED BY ix_task_waiting
+WHERE status = 'queued' AND run_after_utc > updated_at_utc;
+
+-- name: cancel_expired
+-- Cancels queued messages whose time to live is over.
+UPDATE task_queue SET
+    status = 'cancelled', finished_at_utc = :now, updated_at_utc = :now,
+    error_message = 'expired', outcome_pending = 1
+WHERE id IN (
+    SELECT id FROM task_queue INDEXED BY ix_task_expiring
+    WHERE status = 'queued' AND expires_at_utc IS NOT NULL AND expires_at_utc <= :now
+    LIMIT :limit);
+
+-- name: list_irregular
+-- Rows written by others that no claim can make sense of, with what is odd about them.
+SELECT id, CAST(status AS BLOB), typeof(type), typeof(queue), typeof(priority),
+       typeof(run_after_utc), typeof(compatibility), CAST(run_after_utc AS BLOB),
+       strftime('%Y-%m-%d %H:%M:%f', run_after_utc)
+FROM task_queue INDEXED BY ix_task_irregular
+WHERE status NOT IN ('queued', 'processing', 'completed', 'failed', 'cancelled')
+   OR (headers IS NULL AND status = 'queued' AND (
+          typeof(type) <> 'text' OR typeof(queue) <> 'text' OR typeof(priority) <> 'integer'
+       OR typeof(run_after_utc) <> 'text' OR typeof(compatibility) <> 'text'
+       OR (run_after_utc > updated_at_utc AND substr(run_after_utc, 11, 1) <> ' ')))
+LIMIT :limit;
+
+-- name: normalise_run_after
+-- Rewrites a time in the file's form; it becomes ready or waits like any other.
+UPDATE task_queue SET run_after_utc = :run_after, updated_at_utc = :now WHERE id = :id;
+
+-- name: prune_finished
+-- Deletes rows that ended long ago.
+DELETE FROM task_queue WHERE id IN (
+    SELECT id FROM task_queue INDEXED BY ix_task_finished
+    WHERE finished_at_utc IS NOT NULL AND finished_at_utc < :before
+    ORDER BY finished_at_utc LIMIT :limit)
+RETURNING id;
+
+-- name: prune_logs
+-- Deletes the story of rows about to be deleted.
+DELETE FROM task_logs WHERE task_id IN (
+    SELECT id FROM task_queue INDEXED BY ix_task_finished
+    WHERE finished_at_utc IS NOT NULL AND finished_at_utc < :before
+    ORDER BY finished_at_utc LIMIT :limit);
+
+-- name: give_back_pages
+-- Returns free pages at the end of the file to the disk.
+PRAGMA incremental_vacuum(256);
+
+-- name: count_free_pages
+-- How many pages of the file are unused.
+PRAGMA freelist_count;
+
+-- name: data_version
+-- Changes whenever another connection committed.
+PRAGMA data_version;
+
+-- name: any_cancel_expired
+-- Whether cancel_expired has something to do.
+SELECT 1 FROM task_queue INDEXED BY ix_task_expiring
+WHERE status = 'queued' AND expires_at_utc IS NOT NULL AND expires_at_utc <= :now LIMIT 1;
+
+-- name: any_delete_expired_transient
+-- Whether delete_expired_transient has something to do.
+SELECT 1 FROM transient_messages
+WHERE expires_at_utc IS NOT NULL AND expires_at_utc <= :now AND locked_by IS NULL LIMIT 1;
+
+-- name: any_finished_before
+-- Whether prune_finished has something to do.
+SELECT 1 FROM task_queue INDEXED BY ix_task_finished
+WHERE finished_at_utc IS NOT NULL AND finished_at_utc < :before LIMIT 1;
+
+-- name: any_gone_worker
+-- Whether prune_workers has something to do.
+SELECT 1 FROM workers WHERE lock_byte IS NULL AND heartbeat_utc < :before LIMIT 1;

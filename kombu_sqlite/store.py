@@ -1,0 +1,275 @@
+"""The queue itself, without Kombu: one object per process and file, shared by its connections."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Iterable, Sequence
+
+from . import native
+from .bells import FIRST_CONSUMER_BELL, Bell, BellBoard
+from .clock import now_text
+from .database import Database
+from .deliveries import Claimant, Deliveries
+from .models import Delivery, Envelope, Settlement
+from .options import Options
+from .publishing import Publisher, Ringer
+from .sessions import LockFile, Session
+from .settler import Settler
+from .sql import statement
+from .topology import TopologyStore
+from .upkeep import Upkeep
+
+__all__ = ("Store", "open_store")
+
+_PURGED = "purged"
+
+
+class Store:
+    """Publishes, claims and ends messages of one file.
+
+    Opening one opens nothing; a producer never registers itself. A consumer becomes a row of
+    ``workers`` at its first claim, with a thread that renews its leases and one that stands for
+    the election to upkeep.
+    """
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.database = Database(options)
+        self.topology = TopologyStore(self.database)
+        self.board = BellBoard(self.database.path, options.file_mode)
+        self.deliveries = Deliveries(self.database, self.topology)
+        self.ringer = Ringer(self.board)
+        self.publisher = Publisher(
+            self.database, self.topology, self.ringer, options.max_attempts
+        )
+        self.settler = Settler(self.deliveries, self.ring)
+        self._locks = _shared_locks(self.database.path, options.file_mode)
+        self._lock = native.lock()
+        self._session: Session | None = None
+        self._upkeep: Upkeep | None = None
+        self.users = 0
+
+    # -- this process as a consumer ------------------------------------------------------------
+
+    def session(self) -> Session:
+        """Return this process's session, registering it at the first call."""
+        session = self._session
+        if session is not None:
+            return session
+        with self._lock:
+            if self._session is None:
+                options = self.options
+                self._session = Session(
+                    self.database, self._locks, options.visibility_timeout, options.capabilities
+                )
+                self._upkeep = Upkeep(
+                    self.database, self.topology, self.board, self._locks, options
+                )
+            return self._session
+
+    def claimant(self, started: bool = True, no_ack: frozenset[str] = frozenset()) -> Claimant:
+        """Return the terms on which this process claims."""
+        options = self.options
+        return Claimant(
+            self.session().worker_id,
+            options.visibility_timeout,
+            started,
+            no_ack,
+            options.capabilities,
+            options.scheduling,
+        )
+
+    # -- messages ------------------------------------------------------------------------------
+
+    def publish(self, messages: Iterable[tuple[str, str, Envelope]]) -> None:
+        """Publish ``(exchange, routing key, envelope)`` messages in one transaction."""
+        self.publisher.publish(messages)
+
+    def claim(self, claimant: Claimant, queues: Sequence[str], limit: int) -> list[Delivery]:
+        """Lease up to ``limit`` messages; see :meth:`Deliveries.claim_within`."""
+        return self.deliveries.claim(claimant, queues, limit)
+
+    def settle(self, settlements: Sequence[Settlement]) -> list[Settlement]:
+        """End deliveries in one transaction and wake a consumer for what was put back.
+
+        Returns:
+            The settlements whose lease was lost.
+        """
+        lost, requeued = self.deliveries.settle(settlements)
+        self.ring(requeued)
+        return lost
+
+    def settle_and_claim(
+        self, claimant: Claimant, queues: Sequence[str], limit: int
+    ) -> list[Delivery]:
+        """Commit the acknowledgements so far and lease new messages, in one transaction."""
+        pending = self.settler.take()
+        try:
+            with self.database.transaction() as handle:
+                lost, requeued = self.deliveries.settle_within(handle, pending)
+                deliveries = self.deliveries.claim_within(handle, claimant, queues, limit)
+        except UnicodeDecodeError:
+            self.settler.put_back(pending)
+            self.deliveries.quarantine_undecodable(queues)
+            return []
+        except BaseException:
+            self.settler.put_back(pending)
+            raise
+        self.settler.report(lost)
+        self.ring(requeued)
+        return deliveries
+
+    def ring(self, queues: Iterable[str]) -> None:
+        """Wake one sleeping consumer for each of ``queues``."""
+        names = list(queues)
+        if names:
+            topology = self.topology.read()
+            for name in names:
+                self.ringer.ring(topology, name)
+
+    # -- queues --------------------------------------------------------------------------------
+
+    def size(self, queue: str) -> int:
+        """Return how many messages wait in a queue, delayed ones included."""
+        values = {"queue": queue, "now": now_text()}
+        with self.database.reading() as handle:
+            known = self.topology.current(handle).queues.get(queue)
+            name = "count_transient" if known is not None and known.transient else "count_queued"
+            count: int = handle.one(statement(name), values)[0]
+        return count
+
+    def purge(self, queue: str) -> int:
+        """End all messages of a queue that nobody holds; return how many there were.
+
+        Messages of a durable queue end cancelled ("purged"); their rows stay.
+        """
+        values = {"queue": queue, "now": now_text(), "error": _PURGED}
+        with self.database.transaction() as handle:
+            known = self.topology.current(handle).queues.get(queue)
+            transient = known is not None and known.transient
+            handle.run(statement("purge_transient" if transient else "purge_queue"), values)
+            return handle.changes()
+
+    def delete_queue(self, queue: str) -> None:
+        """Delete a queue; what waits in it ends cancelled."""
+        with self.database.transaction() as handle:
+            self.topology.delete_queue(handle, queue)
+
+    def live_consumers(self, queue: str) -> int:
+        """Return how many consumers of living processes a queue has."""
+        with self.database.reading() as handle:
+            rows = handle.all(statement("count_consumers"), {"queue": queue})
+        return sum(
+            byte is not None and self._locks.is_alive(byte) is not False for _, byte in rows
+        )
+
+    # -- consumers -----------------------------------------------------------------------------
+
+    def new_bell(self) -> Bell:
+        """Return a bell of this process's own, unused by others."""
+        session = self.session()
+        with self.database.transaction() as handle:
+            number = self.topology.free_bell(handle, FIRST_CONSUMER_BELL)
+            bell = Bell(self.board, number, self.options.file_mode)
+            # a queue nobody can declare holds the number until the first consumer is registered
+            self.topology.add_consumer(handle, session.worker_id, number, f"\0{number}", {})
+        return bell
+
+    def add_consumer(self, bell: Bell, queue: str) -> None:
+        """Let ``bell`` be rung for messages of ``queue``."""
+        worker = self.session().worker_id
+        with self.database.transaction() as handle:
+            self.topology.add_consumer(
+                handle, worker, bell.number, queue, self.options.capabilities
+            )
+
+    def remove_consumer(self, bell: Bell, queue: str) -> None:
+        """Stop ringing ``bell`` for ``queue``; an auto-delete queue goes with its last consumer."""
+        with self.database.transaction() as handle:
+            self.topology.remove_consumer(handle, bell.number, queue)
+
+    def close_bell(self, bell: Bell) -> None:
+        """Free a bell."""
+        try:
+            with self.database.transaction() as handle:
+                self.topology.remove_consumer(handle, bell.number, f"\0{bell.number}")
+        finally:
+            bell.close()
+
+    # -- end -----------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Leave the file: stop the threads, free the byte, close every connection."""
+        with self._lock:
+            session, self._session = self._session, None
+            upkeep, self._upkeep = self._upkeep, None
+        try:
+            self.settler.close()
+            if session is not None:
+                session.close()
+        finally:
+            if upkeep is not None:
+                upkeep.close()
+            self.database.close()
+            self.board.close()
+
+    def release(self) -> None:
+        """Give back what :func:`open_store` returned; the last user closes it."""
+        with _stores_lock:
+            self.users -= 1
+            last = self.users <= 0 and _stores.get(_key(self.options)) is self
+            if last:
+                del _stores[_key(self.options)]
+        if last:
+            self.close()
+
+    def reset_in_child(self) -> None:
+        """In a forked child: the session and its threads are the parent's."""
+        self._lock = native.lock()
+        self._session = None
+        self._upkeep = None
+        self.settler = Settler(self.deliveries, self.ring)
+
+
+_stores: dict[str, Store] = {}
+_stores_lock = native.lock()
+_all_stores: weakref.WeakSet[Store] = weakref.WeakSet()
+_lock_files: dict[str, LockFile] = {}
+
+
+def _key(options: Options) -> str:
+    return repr(options)
+
+
+def _shared_locks(path: str, mode: int) -> LockFile:
+    """Return the process's only LockFile for ``path``; a second one would drop its locks."""
+    locks = _lock_files.get(path)
+    if locks is None:
+        locks = _lock_files[path] = LockFile(path, mode)
+    return locks
+
+
+def open_store(options: Options) -> Store:
+    """Return the process's store for these options; call its ``release`` when done."""
+    with _stores_lock:
+        store = _stores.get(_key(options))
+        if store is None:
+            store = _stores[_key(options)] = Store(options)
+            _all_stores.add(store)
+        store.users += 1
+        return store
+
+
+def _after_fork_in_child() -> None:
+    global _stores_lock
+    _stores_lock = native.lock()
+    for locks in _lock_files.values():
+        locks.forget()
+    for store in list(_all_stores):
+        store.reset_in_child()
+    _stores.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

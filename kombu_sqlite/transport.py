@@ -1,0 +1,293 @@
+"""Kombu's transport: opens the file, wakes channels in either of Celery's event loops."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import select
+import socket
+import time
+import weakref
+from array import array
+from typing import Any
+
+import apsw
+from kombu.transport import base, virtual
+
+from .bells import Bell
+from .channel import Channel
+from .errors import (
+    LeaseLost,
+    QueueBusyError,
+    QueueDiskError,
+    QueueLocationError,
+    QueueReplacedError,
+)
+from .log import logger
+from .options import Options, path_from_url
+from .store import Store, open_store
+
+__all__ = ("Transport",)
+
+#: A sleeping consumer looks by itself this often: the net under every bell.
+_NET_S = 1.0
+_BUSY_RETRY_S = 0.05
+
+#: Messages handed over in one turn of the event loop before others get theirs.
+_TURN = 64
+
+
+class Transport(virtual.Transport):  # type: ignore[misc]
+    """A broker in one SQLite file.
+
+    Arguments:
+        client: the ``kombu.Connection`` it belongs to.
+    """
+
+    Channel = Channel
+
+    can_parse_url = True
+    default_port = None
+    driver_type = "sqlite"
+    driver_name = "apsw"
+    polling_interval = None
+
+    connection_errors = (
+        *virtual.Transport.connection_errors,
+        QueueReplacedError,
+        QueueDiskError,
+    )
+    channel_errors = (*virtual.Transport.channel_errors, QueueBusyError, LeaseLost)
+    recoverable_connection_errors = (QueueReplacedError, QueueDiskError)
+    recoverable_channel_errors = (QueueBusyError,)
+
+    implements = base.Transport.implements.extend(
+        asynchronous=True,
+        batch_publish=True,
+        exchange_type=frozenset(["direct", "topic", "fanout"]),
+        heartbeats=False,
+    )
+
+    def __init__(self, client: Any, **kwargs: Any) -> None:
+        super().__init__(client, **kwargs)
+        self._used_channel_ids = array("H")
+        self._store: Store | None = None
+        self._loop: Any = None
+        self._net: Any = None
+        self._turn = 0
+
+    # -- connecting ----------------------------------------------------------------------------
+
+    def options(self) -> Options:
+        """Return the validated options of URL and ``transport_options``.
+
+        Raises:
+            QueueLocationError, QueueOptionError: one sentence that says what to mend.
+        """
+        client = self.client
+        given = client.transport_options or {}
+        hostname = client.hostname or ""
+        if "://" in hostname:
+            path, parameters = path_from_url(hostname)
+        elif client.virtual_host and client.virtual_host != "/":
+            path, parameters = client.virtual_host, {}  # switched to by failover: parsed by Kombu
+        else:
+            raise QueueLocationError(
+                "The broker URL names no file; write sqlite:///queue.db or sqlite:////path/queue.db."
+            )
+        return Options.load(path, given, parameters, ignore_unknown=bool(client.alt))
+
+    @property
+    def store(self) -> Store:
+        """The queue behind this connection, opened at the first use."""
+        store = self._store
+        if store is None:
+            store = self._store = open_store(self.options())
+            _open_transports.add(self)
+        return store
+
+    def establish_connection(self) -> Transport:
+        """Open the file, creating or migrating it, and return this object.
+
+        Raises:
+            QueueLocationError, QueueOptionError, QueueSchemaError: retrying does not help.
+            QueueBusyError, QueueDiskError: it may.
+        """
+        try:
+            self.store.topology.read()
+        except BaseException:
+            self._drop_store()
+            raise
+        self._avail_channels.append(self.create_channel(self))
+        return self
+
+    def close_connection(self, connection: Any) -> None:
+        """Close every channel and leave the event loop."""
+        self._leave_loop()
+        for channels in (self._avail_channels, self.channels):
+            while channels:
+                channel = channels.pop()
+                channel.close()
+        self._drop_store()
+
+    def _drop_store(self) -> None:
+        store, self._store = self._store, None
+        _open_transports.discard(self)
+        if store is not None:
+            store.release()
+
+    def verify_connection(self, connection: Any) -> bool:
+        """Return whether the connection is open."""
+        return self._store is not None
+
+    def driver_version(self) -> str:
+        """Return SQLite's version."""
+        version: str = apsw.sqlite_lib_version()
+        return version
+
+    def as_uri(self, uri: str, include_password: bool = False, mask: str = "**") -> str:
+        """Return the URL; there is nothing secret in it."""
+        return uri or f"sqlite:///{self.client.virtual_host}"
+
+    @property
+    def default_connection_params(self) -> dict[str, Any]:
+        """Return what ``Connection.info()`` shows when nothing was given."""
+        return {"hostname": "sqlite:///", "port": None}
+
+    # -- the blocking loop ---------------------------------------------------------------------
+
+    def drain_events(self, connection: Any, timeout: float | None = None, **kwargs: Any) -> None:
+        """Deliver one message, waiting for it at most ``timeout`` seconds (None: for ever).
+
+        Raises:
+            socket.timeout: none came.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            if self._deliver_one():
+                return
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
+                raise socket.timeout
+            self._sleep(_NET_S if left is None else min(left, _NET_S))
+
+    def _deliver_one(self) -> bool:
+        """Deliver one message of any channel, each in turn; return whether there was one."""
+        channels = self.channels
+        for _ in range(len(channels)):
+            self._turn += 1
+            channel = channels[self._turn % len(channels)]
+            try:
+                if channel.deliver_one():
+                    return True
+            except QueueBusyError as exc:
+                logger.debug("A claim skips a turn: %s", exc)
+            if not channels:
+                break
+        return False
+
+    def _sleep(self, timeout_s: float) -> None:
+        """Wait until a bell rings, yielding to greenlets where ``select`` does."""
+        bells = [channel.bell for channel in self.channels if channel.bell is not None]
+        try:
+            ready = [channel.prepare_sleep() for channel in self.channels]
+        except QueueBusyError:
+            timeout_s, ready = min(timeout_s, _BUSY_RETRY_S), [True]
+        if all(ready):
+            if bells:
+                _wait_readable([bell.fileno() for bell in bells], timeout_s)
+            else:
+                time.sleep(timeout_s)
+        for bell in bells:
+            bell.clear()
+
+    # -- Celery's event loop -------------------------------------------------------------------
+
+    def register_with_event_loop(self, connection: Any, loop: Any) -> None:
+        """Let ``loop`` call back when a bell rings."""
+        if loop is self._loop:
+            return
+        self._loop = loop
+        for channel in self.channels:
+            if channel.bell is not None:
+                self.on_bell_created(channel, channel.bell)
+        self._net = loop.call_repeatedly(_NET_S, self._on_net)
+
+    def unregister_from_event_loop(self, connection: Any, loop: Any) -> None:
+        """Leave the event loop."""
+        self._leave_loop()
+
+    def _leave_loop(self) -> None:
+        loop, self._loop = self._loop, None
+        if loop is None:
+            return
+        if self._net is not None:
+            self._net.cancel()
+            self._net = None
+        for channel in self.channels:
+            if channel.bell is not None:
+                loop.remove(channel.bell.fileno())
+
+    def on_bell_created(self, channel: Channel, bell: Bell) -> None:
+        """Wait for a channel's bell in the event loop, if there is one."""
+        if self._loop is not None:
+            self._loop.add_reader(bell.fileno(), self.on_readable, channel)
+
+    def on_bell_closed(self, bell: Bell) -> None:
+        """Stop waiting for a bell."""
+        if self._loop is not None:
+            self._loop.remove(bell.fileno())
+
+    def on_readable(self, channel: Channel, loop: Any = None) -> None:
+        """Deliver what a channel can get, a bounded number of messages per turn."""
+        bell = channel.bell
+        if bell is None or channel.closed:
+            return
+        bell.clear()
+        try:
+            for _ in range(_TURN):
+                if not channel.deliver_one():
+                    break
+                if channel.closed or channel.bell is None:
+                    return
+            else:
+                bell.ring_self()  # there may be more; others come first
+                return
+            if not channel.prepare_sleep():
+                bell.ring_self()
+        except QueueBusyError as exc:
+            logger.debug("A claim skips a turn: %s", exc)
+            if self._loop is not None:
+                self._loop.call_later(_BUSY_RETRY_S, bell.ring_self)
+
+    def _on_net(self) -> None:
+        for channel in list(self.channels):
+            bell = channel.bell
+            if bell is not None:
+                bell.ring_self()
+
+
+def _wait_readable(fds: list[int], timeout_s: float) -> None:
+    """Wait in whatever way ``select`` is patched to."""
+    make_poll = getattr(select, "poll", None)
+    if make_poll is None:
+        select.select(fds, [], [], timeout_s)
+        return
+    poller = make_poll()
+    for fd in fds:
+        poller.register(fd, select.POLLIN)
+    poller.poll(max(0, int(timeout_s * 1000)))
+
+
+_open_transports: weakref.WeakSet[Transport] = weakref.WeakSet()
+
+
+def _close_at_exit(pid: int = os.getpid()) -> None:
+    """Give back what is still held when the interpreter exits in good order."""
+    if os.getpid() != pid:
+        return  # a forked child: nothing here is its own
+    for transport in list(_open_transports):
+        transport.close_connection(transport)
+
+
+atexit.register(_close_at_exit)

@@ -1,0 +1,323 @@
+"""What one elected process does for all: it promotes, expires, reclaims, mends and checkpoints.
+
+Each step is its own short transaction; a crash between two leaves nothing half done, and the next
+elected process goes on. The election is a byte lock: the kernel frees it at the holder's death.
+"""
+
+from __future__ import annotations
+
+import time
+
+import apsw
+
+from . import native
+from .bells import UPKEEP_BELL, Bell, BellBoard
+from .clock import from_text, now_text, to_text
+from .database import Database
+from .errors import QueueBusyError, QueueDatabaseError, QueueReplacedError
+from .leases import LeaseKeeper
+from .log import describe, logger
+from .options import Options
+from .publishing import Ringer
+from .sessions import UPKEEP_BYTE, LockFile
+from .sql import statement
+from .topology import TopologyStore
+from .watcher import LOOK_AFTER_S, PAUSE_S, ForeignWatcher
+
+__all__ = ("Upkeep",)
+
+_ELECTION_INTERVAL_S = 0.5
+_OWNERS_INTERVAL_S = 0.4
+_NET_S = 0.1
+_CHECKPOINT_INTERVAL_S = 1.0
+_HOUSEKEEPING_INTERVAL_S = 1.0
+_UNOWNED_INTERVAL_S = 5.0
+_GONE_WORKERS_KEPT_S = 86400.0
+_LARGE_LOG_BYTES = 8 * 2**20
+_FRAME_BYTES = 4096 + 24
+_RESTART_WAIT_MS = 50
+
+#: Rows per transaction, so that nobody waits long for the write lock.
+_BATCH = 500
+
+
+class Upkeep:
+    """The thread that stands for election and, once elected, keeps the file in order."""
+
+    def __init__(
+        self,
+        database: Database,
+        topology: TopologyStore,
+        board: BellBoard,
+        locks: LockFile,
+        options: Options,
+    ) -> None:
+        self._database = database
+        self._topology = topology
+        self._board = board
+        self._locks = locks
+        self._options = options
+        self._ringer = Ringer(board)
+        self._waker = native.Waker()
+        self._closed = False
+        self._due: dict[str, float] = {}
+        self._data_version = -1
+        self._next_due_s: float | None = None
+        self._looks: list[float] = []  # waits before the next looks for a foreign commit
+        self._listen_from = 0.0
+        self._thread = native.Thread(self._run, "kombu-sqlite-upkeep")
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop; another process is elected within half a second."""
+        if self._closed:
+            return
+        self._closed = True
+        self._waker.set()
+        self._thread.join(5.0)
+        self._waker.close()
+
+    # -- the thread ----------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while not self._closed:
+            try:
+                if not self._locks.try_hold(UPKEEP_BYTE):
+                    native.select_readable([self._waker.fileno()], _ELECTION_INTERVAL_S)
+                    continue
+                try:
+                    self._serve()
+                finally:
+                    self._locks.release(UPKEEP_BYTE)
+            except QueueReplacedError as exc:
+                logger.error("%s", exc)
+            except (QueueDatabaseError, OSError):
+                logger.exception("Upkeep of %r failed; it is tried again.", self._database.path)
+                native.select_readable([self._waker.fileno()], _ELECTION_INTERVAL_S)
+
+    def _serve(self) -> None:
+        leases = LeaseKeeper(self._database, self._locks)
+        bell = Bell(self._board, UPKEEP_BELL, self._options.file_mode)
+        watcher = ForeignWatcher(self._database.path)
+        try:
+            self._due.clear()
+            self._data_version = -1
+            while not self._closed:
+                bell.clear()
+                self._tick(leases)
+                bell.sleep()
+                self._wait(bell, watcher)
+        finally:
+            watcher.close()
+            bell.close()
+
+    def _wait(self, bell: Bell, watcher: ForeignWatcher) -> None:
+        """Sleep until the bell rings, somebody writes to the log, or something falls due."""
+        fds = [self._waker.fileno(), bell.fileno()]
+        timeout_s = self._sleep_s()
+        if self._looks:
+            timeout_s = min(timeout_s, self._looks.pop(0))
+        listening_in_s = self._listen_from - time.monotonic()
+        if watcher.fileno() >= 0 and listening_in_s <= 0:
+            fds.append(watcher.fileno())
+        if watcher.fileno() in native.select_readable(fds, timeout_s) and watcher.take():
+            self._looks = list(LOOK_AFTER_S)
+            self._listen_from = time.monotonic() + PAUSE_S
+
+    def _is_time(self, name: str, interval_s: float) -> bool:
+        now = time.monotonic()
+        if now < self._due.get(name, 0.0):
+            return False
+        self._due[name] = now + interval_s
+        return True
+
+    def _sleep_s(self) -> float:
+        """Return how long nothing falls due, at most the net."""
+        if self._next_due_s is None:
+            return _NET_S
+        return min(_NET_S, max(0.0, self._next_due_s - time.time()))
+
+    # -- one turn ------------------------------------------------------------------------------
+
+    def _tick(self, leases: LeaseKeeper) -> None:
+        try:
+            changed = self._file_changed()
+            if changed:
+                self._looks.clear()
+                self._read_next_due()
+            if self._next_due_s is not None and self._next_due_s <= time.time():
+                self.promote()
+            if self._is_time("owners", _OWNERS_INTERVAL_S):
+                self._ring_all(leases.check())
+            if changed:
+                self.ring_for_ready()
+            if self._is_time("housekeeping", _HOUSEKEEPING_INTERVAL_S):
+                self._housekeep()
+            if self._is_time("unowned", _UNOWNED_INTERVAL_S):
+                self._ring_all(leases.reclaim_unowned())
+            if self._is_time("checkpoint", _CHECKPOINT_INTERVAL_S):
+                self.checkpoint()
+        except QueueBusyError:
+            pass  # somebody holds the lock for long; next turn
+
+    def _file_changed(self) -> bool:
+        with self._database.reading() as handle:
+            version = handle.one(statement("data_version"))[0]
+        changed = bool(version != self._data_version)
+        self._data_version = version
+        return changed
+
+    def _read_next_due(self) -> None:
+        with self._database.reading() as handle:
+            text = handle.one(statement("next_due"))[0]
+        try:
+            self._next_due_s = None if text is None else from_text(text).timestamp()
+        except ValueError:
+            self._next_due_s = None  # not a time; quarantined by the housekeeping
+
+    def promote(self) -> None:
+        """Make ready what is due, in batches, and wake consumers after each."""
+        while not self._closed:
+            with self._database.transaction() as handle:
+                rows = handle.all(statement("promote_due"), {"now": now_text(), "limit": _BATCH})
+            self._ring_all({row[0] for row in rows})
+            if len(rows) < _BATCH:
+                break
+        self._read_next_due()
+
+    def ring_for_ready(self) -> None:
+        """Wake consumers for what others wrote without ringing: the net under all bells."""
+        with self._database.reading() as handle:
+            topology = self._topology.current(handle)
+            waiting = []
+            for name in topology.bells:
+                queue = topology.queues.get(name)
+                if queue is not None and queue.transient:
+                    peek, values = "peek_transient", {"queue": name, "now": now_text()}
+                    lanes = [("{}",)] if handle.one(statement(peek), values) else []
+                else:
+                    lanes = handle.all(statement("list_lanes"), {"queue": name})
+                waiting.extend((name, lane) for (lane,) in lanes)
+        for name, lane in waiting:
+            self._ringer.ring(topology, name, lane)
+
+    def _ring_all(self, queues: set[str]) -> None:
+        if queues:
+            topology = self._topology.read()
+            for name in queues:
+                self._ringer.ring(topology, name)
+
+    # -- housekeeping --------------------------------------------------------------------------
+
+    def _housekeep(self) -> None:
+        self.expire()
+        self.mend_irregular()
+        self._delete_unused_queues()
+        self.prune()
+
+    def expire(self) -> None:
+        """Cancel queued messages, and delete transient ones, whose time to live is over."""
+        for name in ("cancel_expired", "delete_expired_transient"):
+            while self._write_batch(name) == _BATCH:
+                pass
+
+    def _write_batch(self, name: str) -> int:
+        values = {"now": now_text(), "limit": _BATCH}
+        with self._database.reading() as handle:
+            if handle.one(statement(f"any_{name}"), values) is None:
+                return 0  # idle checks are reads
+        with self._database.transaction() as handle:
+            handle.run(statement(name), values)
+            return handle.changes()
+
+    def mend_irregular(self) -> None:
+        """Bring foreign times into the file's form; fail rows that make no sense, with why."""
+        with self._database.reading() as handle:
+            rows = handle.all(statement("list_irregular"), {"limit": _BATCH})
+        if not rows:
+            return
+        with self._database.transaction() as handle:
+            for row_id, status, *kinds, raw, normal in rows:
+                reason = _why_irregular(bytes(status), kinds, raw, normal)
+                if reason is None:
+                    handle.run(
+                        statement("normalise_run_after"),
+                        {"id": row_id, "run_after": normal, "now": now_text()},
+                    )
+                    continue
+                handle.run(
+                    statement("fail_queued"),
+                    {"id": row_id, "now": now_text(), "error": f"malformed row: {reason}"},
+                )
+                logger.error(
+                    "Quarantined as failed (%s): %s", reason, describe(None, None, row_id)
+                )
+        self._read_next_due()
+        self.ring_for_ready()
+
+    def _delete_unused_queues(self) -> None:
+        with self._database.reading() as handle:
+            if not handle.all(statement("list_unused_queues")):
+                return
+        with self._database.transaction() as handle:
+            self._topology.delete_unused(handle, now=now_text())
+
+    def prune(self) -> None:
+        """Delete rows past their retention and give their pages back, a little at a time."""
+        if self._options.retention:
+            values = {"before": to_text(time.time() - self._options.retention), "limit": _BATCH}
+            with self._database.reading() as handle:
+                old = handle.one(statement("any_finished_before"), values)
+            if old is not None:
+                with self._database.transaction() as handle:
+                    handle.run(statement("prune_logs"), values)
+                    handle.all(statement("prune_finished"), values)
+        before = to_text(time.time() - _GONE_WORKERS_KEPT_S)
+        with self._database.reading() as handle:
+            free = handle.one(statement("count_free_pages"))[0]
+            gone = handle.one(statement("any_gone_worker"), {"before": before})
+        if gone is not None:
+            with self._database.transaction() as handle:
+                handle.run(statement("prune_workers"), {"before": before})
+        if free > 2 * _BATCH:
+            with self._database.transaction() as handle:
+                handle.all(statement("give_back_pages"))
+
+    def checkpoint(self) -> None:
+        """Move the log's frames into the file; start the log anew once it is large.
+
+        A passive checkpoint never waits. RESTART waits for readers and keeps writers out
+        meanwhile, so its wait is short; without it the log would grow for ever behind readers.
+        """
+        with self._database.reading() as handle:
+            connection = handle.connection
+            assert connection is not None
+            try:
+                frames, done = connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+                if frames * _FRAME_BYTES > _LARGE_LOG_BYTES and frames == done:
+                    connection.set_busy_timeout(_RESTART_WAIT_MS)
+                    try:
+                        connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_RESTART)
+                    finally:
+                        connection.set_busy_timeout(int(self._options.busy_timeout * 1000))
+            except (apsw.BusyError, apsw.LockedError):
+                pass  # another process is at it
+
+
+def _why_irregular(
+    status: bytes, kinds: list[str], raw_time: bytes, normal: str | None
+) -> str | None:
+    """Return what is wrong with an irregular row; None when only its time needs another form."""
+    if status != b"queued":
+        return f"status {status.decode('utf-8', 'replace')!r} is unknown"
+    for column, kind, wanted in zip(
+        ("type", "queue", "priority", "run_after_utc", "compatibility"),
+        kinds,
+        ("text", "text", "integer", "text", "text"),
+        strict=True,
+    ):
+        if kind != wanted:
+            return f"{column} is {kind}, not {wanted}"
+    if normal is None:
+        return f"run_after_utc is not a time: {raw_time.decode('utf-8', 'replace')!r}"
+    return None
