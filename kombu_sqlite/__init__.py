@@ -28,11 +28,13 @@ from .errors import (
     QueueSchemaError,
 )
 from .models import Task, TaskLog, Worker
+from .queue import QueueDatabase
 from .transport import Transport
 
 __all__ = (
     "LeaseLost",
     "QueueBusyError",
+    "QueueDatabase",
     "QueueDatabaseError",
     "QueueDiskError",
     "QueueLocationError",

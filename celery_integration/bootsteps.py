@@ -1,0 +1,27 @@
+"""Starts and stops in a worker what the file needs, nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery import bootsteps
+
+from kombu_sqlite.channel import Channel
+
+__all__ = ("Leases",)
+
+
+class Leases(bootsteps.StartStopStep):  # type: ignore[misc]
+    """Tells the worker's channel that starts are reported by the requests themselves.
+
+    So a message that was only prefetched when its worker died counts no death, and one that runs
+    keeps its lease when the connection is closed and opened again.
+    """
+
+    requires = ("celery.worker.consumer.tasks:Tasks",)
+
+    def start(self, c: Any) -> None:
+        """Mark the channel the task consumer uses."""
+        channel = c.task_consumer.channel
+        if isinstance(channel, Channel):
+            channel.explicit_start = True
