@@ -11,7 +11,7 @@ from kombu_sqlite.channel import Channel
 __all__ = ("Leases",)
 
 
-class Leases(bootsteps.StartStopStep):  # type: ignore[misc]
+class Leases(bootsteps.StartStopStep):
     """Tells the worker's channel that starts are reported by the requests themselves.
 
     So a message that was only prefetched when its worker died counts no death, and one that runs

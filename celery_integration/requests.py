@@ -86,7 +86,7 @@ def _starting_first(execute: Callable[..., Any]) -> Callable[..., Any]:
     return execute_using_pool
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _combined(base: type) -> type:
     return type(base.__name__, (LeasedRequest, base), {"__module__": base.__module__})
 
@@ -94,4 +94,4 @@ def _combined(base: type) -> type:
 def combine(request: Any) -> type:
     """Return the request class ``request`` (a class or its name) with ours mixed in, once."""
     base: type = symbol_by_name(request)
-    return base if issubclass(base, LeasedRequest) else _combined(base)
+    return base if issubclass(base, LeasedRequest) else _combined(base)  # type: ignore[arg-type]

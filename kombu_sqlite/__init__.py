@@ -7,8 +7,9 @@ Rooms, from the ground up; each imports only from those above it:
 - ``models``, ``routing``, ``topology``: rows, and which queue a message goes to.
 - ``bells``, ``publishing``, ``foreign``, ``deliveries``, ``settler``: messages in, out and ended.
 - ``sessions``, ``leases``, ``watcher``, ``upkeep``: who is alive, and order in the file.
-- ``store``, ``queue``: the queue itself, for use without Kombu.
-- ``envelope``, ``message``, ``qos``, ``channel``, ``transport``: Kombu's side.
+- ``store``, ``rows``, ``queue``: the queue itself, for use without Kombu.
+- ``envelope``, ``message``, ``qos``, ``batch``, ``declarations``, ``channel``, ``transport``:
+  Kombu's side.
 
 Importing this package registers the scheme ``sqlite`` and opens nothing.
 """

@@ -81,9 +81,7 @@ class BellBoard:
         if not _HAS_FIFOS:
             return self._ring_socket(number)
         try:
-            descriptor = os.open(
-                self.bell_path(number), os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC
-            )
+            descriptor = os.open(self.bell_path(number), os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as exc:
             if exc.errno in (errno.ENXIO, errno.ENOENT):
                 return False  # its owner is gone

@@ -11,26 +11,23 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from amqp.protocol import queue_declare_ok_t
-from kombu.exceptions import ChannelError
-from kombu.transport import virtual
 from kombu.utils.uuid import uuid
 
+from .batch import PublishBatch
 from .bells import Bell
+from .declarations import DeclaringChannel
 from .envelope import encode
 from .errors import LeaseLost
 from .foreign import BadMessageError
 from .log import describe, logger
-from .message import Message
+from .message import Message as _Message
 from .models import Delivery, DeliveryTag, Envelope, Settlement
-from .qos import QoS
-from .routing import Exchange, Queue
-from .store import Store
+from .qos import QoS as _QoS
 
 if TYPE_CHECKING:
     from .transport import Transport
 
-__all__ = ("Channel", "PublishBatch")
+__all__ = ("Channel",)
 
 #: Messages leased in one transaction at the most, where the prefetch count leaves room.
 CLAIM_AT_MOST = 64
@@ -42,7 +39,7 @@ class _Consumer:
     __slots__ = ("callback", "no_ack", "queue", "tag")
 
     def __init__(
-        self, tag: str, queue: str, no_ack: bool, callback: Callable[[Message], Any]
+        self, tag: str, queue: str, no_ack: bool, callback: Callable[[_Message], Any]
     ) -> None:
         self.tag = tag
         self.queue = queue
@@ -50,196 +47,31 @@ class _Consumer:
         self.callback = callback
 
 
-class Channel(virtual.Channel):  # type: ignore[misc]
+class Channel(DeclaringChannel):
     """A channel; safe to publish and acknowledge on from any thread.
 
     Arguments:
         connection: the transport it belongs to.
     """
 
-    Message = Message
-    QoS = QoS
+    Message = _Message  # type: ignore[assignment]
+    QoS = _QoS  # type: ignore[assignment]
+    qos: _QoS
     supports_fanout = True
     supports_batch_publish = True
 
     def __init__(self, connection: Transport, **kwargs: Any) -> None:
         super().__init__(connection, **kwargs)
         self._pid = os.getpid()
-        self.store: Store = connection.store
         self.redis_order = self.store.options.priority_order == "redis"
         #: Whether the application reports by ``start`` when a message begins to execute.
         self.explicit_start = False
-        self.no_ack_consumers = set()
+        self.no_ack_consumers: set[str] = set()  # type: ignore[assignment]
         self._by_tag: dict[str, _Consumer] = {}
         self._buffer: deque[Delivery] = deque()
         self._turn = 0
         self._starved = False  # the prefetch count, not a lack of messages, ended the last look
         self._bell: Bell | None = None
-
-    # -- exchanges -----------------------------------------------------------------------------
-
-    def exchange_declare(
-        self,
-        exchange: str | None = None,
-        type: str = "direct",
-        durable: bool = False,
-        auto_delete: bool = False,
-        arguments: dict[str, Any] | None = None,
-        nowait: bool = False,
-        passive: bool = False,
-    ) -> None:
-        """Declare an exchange, known to every process from now on.
-
-        Raises:
-            ChannelError: ``passive`` and it does not exist; or the type is not supported.
-            NotEquivalentError: it exists with another type.
-        """
-        type = type or "direct"
-        exchange = exchange or f"amq.{type}"
-        known = self.store.topology.read().exchanges.get(exchange)
-        if passive:
-            if known is None:
-                raise self._not_found("exchange", exchange, "exchange_declare")
-            return
-        if type not in self.connection.implements.exchange_type:
-            raise ChannelError(
-                f"Exchange type {type!r} is not supported; use direct, topic or fanout.",
-                (40, 10),
-                "Channel.exchange_declare",
-                "503",
-            )
-        if known is not None and known.type != type:
-            raise virtual.base.NotEquivalentError(
-                f"Exchange {exchange!r} exists with type {known.type!r}; it cannot be declared "
-                f"again as {type!r}. Delete it first, or use another name."
-            )
-        self.store.topology.declare_exchange(
-            Exchange(exchange, type, bool(durable), bool(auto_delete), arguments or {})
-        )
-
-    def exchange_delete(self, exchange: str, if_unused: bool = False, nowait: bool = False) -> None:
-        """Delete an exchange and its bindings."""
-        if if_unused and any(e == exchange for e, _, _ in self.store.topology.read().bindings):
-            return
-        self.store.topology.delete_exchange(exchange)
-
-    # -- queues --------------------------------------------------------------------------------
-
-    def queue_declare(
-        self,
-        queue: str | None = None,
-        passive: bool = False,
-        durable: bool = True,
-        exclusive: bool = False,
-        auto_delete: bool = False,
-        arguments: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        """Declare a queue; of two declarations the newer one's arguments hold.
-
-        Returns:
-            Its name, how many messages wait in it, how many consumers it has.
-
-        Raises:
-            ChannelError: ``passive`` and it does not exist; or it exists with messages kept in the
-                other way (durable, or transient).
-        """
-        queue = queue or f"amq.gen-{uuid()}"
-        known = self.store.topology.read().queues.get(queue)
-        if passive:
-            if known is None:
-                raise self._not_found("queue", queue, "queue_declare")
-        else:
-            wanted = Queue(
-                queue, bool(durable), bool(auto_delete), bool(exclusive), arguments or {}
-            )
-            if known is not None and known.transient != wanted.transient:
-                raise ChannelError(
-                    f"Queue {queue!r} exists as {'transient' if known.transient else 'durable'}; "
-                    "delete it before declaring it otherwise.",
-                    (50, 10),
-                    "Channel.queue_declare",
-                    "406",
-                )
-            self.store.topology.declare_queue(wanted)
-        return queue_declare_ok_t(queue, self._size(queue), self.store.live_consumers(queue))
-
-    def _not_found(self, kind: str, name: str, method: str) -> Exception:
-        host = self.connection.client.virtual_host or "/"
-        error: Exception = ChannelError(
-            f"NOT_FOUND - no {kind} {name!r} in vhost {host!r}", (50, 10), f"Channel.{method}", "404"
-        )
-        return error
-
-    def queue_delete(
-        self, queue: str, if_unused: bool = False, if_empty: bool = False, **kwargs: Any
-    ) -> int:
-        """Delete a queue; what waits in it ends cancelled. Return how many messages waited."""
-        self._release_buffer(queue)
-        size = self.store.size(queue)
-        if (if_empty and size) or (if_unused and self.store.live_consumers(queue)):
-            return 0
-        self.store.delete_queue(queue)
-        return size
-
-    def queue_bind(
-        self,
-        queue: str,
-        exchange: str | None = None,
-        routing_key: str = "",
-        arguments: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """Route an exchange's messages with ``routing_key`` to a queue.
-
-        Raises:
-            ChannelError: the exchange does not exist.
-        """
-        exchange = exchange or "amq.direct"
-        if exchange not in self.store.topology.read().exchanges:
-            raise self._not_found("exchange", exchange, "queue_bind")
-        self.store.topology.bind(queue, exchange, routing_key or "", arguments)
-
-    def queue_unbind(
-        self,
-        queue: str,
-        exchange: str | None = None,
-        routing_key: str = "",
-        arguments: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """Take a binding back."""
-        self.store.topology.unbind(queue, exchange or "amq.direct", routing_key or "")
-
-    def list_bindings(self) -> Any:
-        """Return ``(queue, exchange, routing key)`` of every binding."""
-        return [(q, e, key) for e, key, q in self.store.topology.read().bindings]
-
-    get_bindings = list_bindings
-
-    def get_exchanges(self) -> list[str]:
-        """Return the names of all exchanges."""
-        return list(self.store.topology.read().exchanges)
-
-    def get_table(self, exchange: str) -> Any:
-        """Return ``(routing key, pattern, queue)`` of an exchange's bindings."""
-        return [(k, None, q) for e, k, q in self.store.topology.read().bindings if e == exchange]
-
-    def queue_purge(self, queue: str, **kwargs: Any) -> int:
-        """End all waiting messages of a queue; return how many there were."""
-        return self._purge(queue)
-
-    def _purge(self, queue: str) -> int:
-        self._release_buffer(queue)
-        return self.store.purge(queue)
-
-    def _size(self, queue: str) -> int:
-        """Count what waits, and what this channel has leased but not delivered."""
-        buffered = sum(delivery.queue == queue for delivery in self._buffer)
-        return self.store.size(queue) + buffered
-
-    def _has_queue(self, queue: str, **kwargs: Any) -> bool:
-        return queue in self.store.topology.read().queues
 
     # -- publishing ----------------------------------------------------------------------------
 
@@ -275,11 +107,26 @@ class Channel(virtual.Channel):  # type: ignore[misc]
 
     # -- consuming -----------------------------------------------------------------------------
 
+    def queue_delete(
+        self, queue: str, if_unused: bool = False, if_empty: bool = False, **kwargs: Any
+    ) -> int:
+        """Delete a queue; what waits in it ends cancelled. Return how many messages waited."""
+        self._release_buffer(queue)
+        return super().queue_delete(queue, if_unused, if_empty)
+
+    def _purge(self, queue: str) -> int:
+        self._release_buffer(queue)
+        return super()._purge(queue)
+
+    def _size(self, queue: str) -> int:
+        """Count what waits, and what this channel has leased but not delivered."""
+        return super()._size(queue) + sum(delivery.queue == queue for delivery in self._buffer)
+
     def basic_consume(
         self,
         queue: str,
         no_ack: bool,
-        callback: Callable[[Message], Any],
+        callback: Callable[[_Message], Any],
         consumer_tag: str | None = None,
         **kwargs: Any,
     ) -> str:
@@ -326,7 +173,7 @@ class Channel(virtual.Channel):  # type: ignore[misc]
         self._buffer.extend(kept)
         self.store.settler.flush()
 
-    def basic_get(self, queue: str, no_ack: bool = False, **kwargs: Any) -> Message | None:
+    def basic_get(self, queue: str, no_ack: bool = False, **kwargs: Any) -> _Message | None:
         """Return the next message of ``queue``, or None.
 
         What this channel has leased for its consumers but not delivered comes first.
@@ -347,26 +194,24 @@ class Channel(virtual.Channel):  # type: ignore[misc]
                 return message if no_ack else self._hold(message, no_ack)
         return None
 
-    def _hold(self, message: Message, no_ack: bool) -> Message:
+    def _hold(self, message: _Message, no_ack: bool) -> _Message:
         """Keep a message until it is acknowledged, or acknowledge it at once."""
         self.qos.append(message, message.delivery_tag)
         if no_ack:
             self.basic_ack(message.delivery_tag)
         return message
 
-    def _to_message(self, delivery: Delivery, consumer_tag: str | None = None) -> Message | None:
+    def _to_message(self, delivery: Delivery, consumer_tag: str | None = None) -> _Message | None:
         """Return a delivery as a message; None when it had to be quarantined."""
         try:
-            return Message(delivery, self, consumer_tag)
+            return _Message(delivery, self, consumer_tag)
         except BadMessageError as exc:
             logger.error(
                 "Quarantined as failed (%s): %s",
                 exc,
                 describe(delivery.queue, delivery.task_id, delivery.tag),
             )
-            self.store.settler.add(
-                Settlement(delivery.tag, "failed", f"malformed row: {exc}")
-            )
+            self.store.settler.add(Settlement(delivery.tag, "failed", f"malformed row: {exc}"))
             return None
 
     def deliver_one(self) -> bool:
@@ -549,40 +394,3 @@ class Channel(virtual.Channel):  # type: ignore[misc]
                 self.store.settler.add(settlement)
             for delivery in self._buffer:
                 self.store.settler.add(Settlement(delivery.tag, "release"))
-
-
-class PublishBatch:
-    """Collects the messages of a ``with producer.batch():`` and publishes them together.
-
-    Each flush is one transaction: all of its messages are in the file, or none is.
-    """
-
-    def __init__(self, channel: Channel, max_size: int) -> None:
-        self.channel = channel
-        self.max_size = max_size
-        self._messages: list[tuple[str, str, Envelope]] = []
-
-    def publish(
-        self, message: dict[str, Any], exchange: str, routing_key: str, **kwargs: Any
-    ) -> None:
-        """Add a message; at ``max_size`` the batch is flushed."""
-        envelope = self.channel.encode(message, exchange, routing_key)
-        self._messages.append((exchange, routing_key, envelope))
-        if len(self._messages) >= self.max_size:
-            self.flush()
-
-    def flush(self) -> None:
-        """Publish what was collected; when this raises nothing was, and it can be tried again."""
-        if self._messages:
-            self.channel.publish_encoded(self._messages)
-            self._messages = []
-
-    def discard(self) -> None:
-        """Drop what was not flushed."""
-        self._messages = []
-
-    def close(self) -> None:
-        """Drop what was not flushed."""
-        self.discard()
-
-

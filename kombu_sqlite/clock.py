@@ -86,7 +86,7 @@ def parse_time(value: object) -> datetime | None:
 
 
 def _six_digits(text: str) -> str:
-    """Return ISO text whose fraction has six digits, the only lengths Python 3.10 reads are 3, 6."""
+    """Return ISO text with a fraction of six digits; Python 3.10 reads only three or six."""
     head, dot, rest = text.partition(".")
     if not dot:
         return text

@@ -163,9 +163,16 @@ class Deliveries:
         rows.sort(key=lambda row: (row[3], row[0]))
         return [
             Delivery(
-                DeliveryTag(row_id, number, True), name_, "message", priority, *rest, task_id=None
+                DeliveryTag(row_id, number, True),
+                queue,
+                "message",
+                priority,
+                payload,
+                headers,
+                properties,
+                None,
             )
-            for row_id, number, name_, priority, *rest in rows
+            for row_id, number, _, priority, payload, headers, properties in rows
         ]
 
     def _claim_durable(
@@ -203,7 +210,7 @@ class Deliveries:
         levels = [row[0] for row in handle.all(statement("list_priorities"), values)]
         while levels and len(rows) < values["limit"]:
             weights = [_WEIGHT_FALLS_BY**-place for place in range(len(levels))]
-            level = random.choices(levels, weights)[0]
+            level = random.choices(levels, weights)[0]  # noqa: S311 - a lottery, not a secret
             found = handle.all(_CLAIM_AT_PRIORITY, {**values, "priority": level, "limit": 1})
             rows.extend(found)
             if not found:

@@ -9,17 +9,16 @@ from kombu.utils.json import dumps as kombu_dumps
 from kombu.utils.json import loads as kombu_loads
 
 from .clock import datetime_to_text, parse_time
-from .log import logger
 from .foreign import BadMessageError, foreign_body
+from .log import logger
 from .models import NORMAL_PRIORITY, Delivery, Envelope
 
 __all__ = ("Envelope", "decode", "encode")
 
 _TEXT_ENCODINGS = frozenset({"utf-8", "utf8", "us-ascii", "ascii"})
 
-def encode(
-    message: dict[str, Any], exchange: str, routing_key: str, redis_order: bool
-) -> Envelope:
+
+def encode(message: dict[str, Any], exchange: str, routing_key: str, redis_order: bool) -> Envelope:
     """Return the columns for a message as ``prepare_message`` made it.
 
     Body, headers and properties come back from :func:`decode` equal. Headers and properties are
@@ -79,8 +78,10 @@ def _time_of(value: Any, header: str, task_id: Any) -> str | None:
     moment = parse_time(value)
     if moment is None:
         return None
-    if "+" not in str(value)[10:] and not str(value).upper().endswith("Z") and (
-        "-" not in str(value)[10:]
+    if (
+        "+" not in str(value)[10:]
+        and not str(value).upper().endswith("Z")
+        and ("-" not in str(value)[10:])
     ):
         logger.warning(
             "%s=%s of task %s has no time zone and is taken as UTC; pass an aware datetime.",
@@ -111,12 +112,14 @@ def _to_json(value: dict[str, Any]) -> str:
     try:
         return json.dumps(value)
     except TypeError:  # datetimes, UUIDs, lazy strings: Kombu knows them
-        text: str = kombu_dumps(value)
+        text: str = kombu_dumps(value)  # type: ignore[no-untyped-call]
         return text
 
 
 def _from_json(text: str) -> Any:
-    return kombu_loads(text) if '"__type__"' in text else json.loads(text)
+    if '"__type__"' in text:
+        return kombu_loads(text)  # type: ignore[no-untyped-call]
+    return json.loads(text)
 
 
 class Content(NamedTuple):
@@ -157,9 +160,9 @@ def decode(delivery: Delivery, redis_order: bool) -> Content:
 
 
 def _decode_foreign(delivery: Delivery, redis_order: bool) -> Content:
-    args, kwargs, embed = payload = foreign_body(delivery.payload)
+    args, kwargs, _ = payload = foreign_body(delivery.payload)
     task_id = delivery.task_id  # minted by the claim
-    headers = {
+    headers: dict[str, Any] = {
         "lang": "py",
         "task": delivery.type,
         "id": task_id,

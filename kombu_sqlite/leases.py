@@ -90,9 +90,7 @@ class LeaseKeeper:
             consumed = handle.all(statement("delete_consumers_of"), parameters)
             if consumed:
                 handle.run(statement("bump_topology"))
-        logger.warning(
-            "Worker %s %s: %d messages queued again.", worker, reason, len(requeued)
-        )
+        logger.warning("Worker %s %s: %d messages queued again.", worker, reason, len(requeued))
         self._log_exhausted(exhausted)
         return {row[0] for row in requeued} | {row[0] for row in transient}
 

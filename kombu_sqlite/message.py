@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ("Message",)
 
 
-class Message(BaseMessage):  # type: ignore[misc]
+class Message(BaseMessage):
     """One delivery; ``delivery_tag`` is its row id and delivery number, as text.
 
     Arguments:
@@ -38,7 +38,7 @@ class Message(BaseMessage):  # type: ignore[misc]
         delivery_info["consumer_tag"] = consumer_tag
         properties["delivery_info"] = delivery_info
         properties["delivery_tag"] = tag
-        super().__init__(
+        super().__init__(  # type: ignore[no-untyped-call]
             body=content.body,
             delivery_tag=tag,
             content_type=content.content_type,

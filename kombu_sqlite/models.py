@@ -10,7 +10,17 @@ from typing import Any, NamedTuple, TypeVar
 
 from .clock import datetime_to_text, parse_time
 
-__all__ = ("NORMAL_PRIORITY", "Delivery", "DeliveryTag", "Envelope", "QueueStats", "Settlement", "Task", "TaskLog", "Worker")
+__all__ = (
+    "NORMAL_PRIORITY",
+    "Delivery",
+    "DeliveryTag",
+    "Envelope",
+    "QueueStats",
+    "Settlement",
+    "Task",
+    "TaskLog",
+    "Worker",
+)
 
 R = TypeVar("R", bound="Record")
 

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from types import ModuleType
 from typing import Any
 
@@ -86,18 +87,14 @@ class Waker:
 
     def set(self) -> None:
         """End the wait, now or when it begins."""
-        try:
+        with suppress(BlockingIOError):  # full of wake-ups already
             os.write(self._writer, b"\0")
-        except BlockingIOError:
-            pass  # full of wake-ups already
 
     def clear(self) -> None:
         """Forget the wake-ups so far."""
-        try:
+        with suppress(BlockingIOError):
             while len(os.read(self._reader, 4096)) == 4096:
                 pass
-        except BlockingIOError:
-            pass
 
     def close(self) -> None:
         """Free the descriptors."""
@@ -127,7 +124,7 @@ class Thread:
         _own_idents.add(get_ident())
         try:
             self._target()
-        except BaseException as exc:
+        except BaseException as exc:  # noqa: BLE001 - handed to threading.excepthook, whole
             args = (type(exc), exc, exc.__traceback__, None)
             threading.excepthook(threading.ExceptHookArgs(args))
         finally:

@@ -84,7 +84,12 @@ def _flag(value: Any) -> bool:
 def _mode(value: Any) -> int:
     """a file mode such as 0600 or 0660"""  # noqa: D400, D403 - the text completes an error message
     mode = int(value, 8) if isinstance(value, str) else value
-    if isinstance(mode, bool) or not isinstance(mode, int) or mode & ~0o777 or mode & 0o600 != 0o600:
+    if (
+        isinstance(mode, bool)
+        or not isinstance(mode, int)
+        or mode & ~0o777
+        or mode & 0o600 != 0o600
+    ):
         raise ValueError
     return mode
 

@@ -43,6 +43,11 @@ class Ringer:
                 )
             )
 
+    def ring_each(self, topology: Topology, queues: Iterable[str]) -> None:
+        """Wake one sleeping consumer for each of ``queues``."""
+        for queue in queues:
+            self.ring(topology, queue)
+
     def ring_upkeep(self) -> None:
         """Wake the elected process: something falls due very soon."""
         self._try(lambda: self._board.ring_one([UPKEEP_BELL]))

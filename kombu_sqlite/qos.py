@@ -82,11 +82,11 @@ class QoS:
 
         What has begun keeps its lease: its acknowledgement works after the channel is closed.
         """
-        settlements = []
-        for tag in list(self._unacked):
-            if tag not in self._started and self._unacked.pop(tag, None) is not None:
-                settlements.append(Settlement(DeliveryTag.parse(tag), "release"))
-        return settlements
+        return [
+            Settlement(DeliveryTag.parse(tag), "release")
+            for tag in list(self._unacked)
+            if tag not in self._started and self._unacked.pop(tag, None) is not None
+        ]
 
     def restore_unacked(self) -> None:
         """Put every unacknowledged message back at the front of its queue."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import builtins
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import apsw
 
-from .clock import datetime_to_text, from_text, now_text, parse_time
+from .clock import from_text, now_text, parse_time
 from .database import Params, execute_many
 from .errors import LeaseLost
 from .location import default_path
@@ -26,35 +26,11 @@ from .models import (
     Worker,
 )
 from .options import Options, path_from_url
+from .rows import Rows, as_row, task_values
 from .sql import statement
 from .store import Store, open_store
 
-__all__ = ("QueueDatabase", "Row")
-
-
-class Row(tuple[Any, ...]):
-    """A row that can be read by position and by column name; ``dict(row)`` works."""
-
-    _names: tuple[str, ...]
-
-    def keys(self) -> tuple[str, ...]:
-        """Return the column names, in order."""
-        return self._names
-
-    def __getitem__(self, key: Any) -> Any:
-        """Return a column by position, slice or name; KeyError when the name is unknown."""
-        if isinstance(key, str):
-            try:
-                return tuple.__getitem__(self, self._names.index(key))
-            except ValueError:
-                raise KeyError(key) from None
-        return tuple.__getitem__(self, key)
-
-
-def _as_row(cursor: apsw.Cursor, values: tuple[Any, ...]) -> Row:
-    row = Row(values)
-    row._names = tuple(name for name, _ in cursor.get_description())
-    return row
+__all__ = ("QueueDatabase",)
 
 
 class QueueDatabase:
@@ -108,13 +84,16 @@ class QueueDatabase:
             assert handle.connection is not None
             return handle.connection
 
-    def execute(self, sql: str, params: Params = ()) -> list[Row]:
+    def execute(self, sql: str, params: Params = ()) -> Rows:
         """Execute one statement; return its rows. Outside a transaction it commits by itself."""
         with self._store.database.reading() as handle:
             assert handle.connection is not None
             cursor = handle.connection.cursor()
-            cursor.row_trace = _as_row
-            return list(cursor.execute(sql, params))
+            cursor.row_trace = as_row
+            rows = Rows(cursor.execute(sql, params))
+            rows.rowcount = handle.connection.changes()
+            rows.lastrowid = handle.connection.last_insert_rowid()
+            return rows
 
     def execute_many(self, sql: str, rows: Iterable[Params]) -> None:
         """Execute one statement per row of parameters, in one transaction."""
@@ -200,7 +179,7 @@ class QueueDatabase:
     def enqueue_many(self, tasks: Iterable[Mapping[str, Any]]) -> list[Task]:
         """Put several tasks, each a mapping of ``enqueue``'s arguments, in one transaction."""
         store = self._store
-        rows = [_task_values(**task) for task in tasks]
+        rows = [task_values(**task) for task in tasks]
         found: list[Task] = []
         with store.database.transaction() as handle:
             for values in rows:
@@ -210,9 +189,8 @@ class QueueDatabase:
                 else:
                     found.append(self._one("get_by_key", {"key": values["idempotency_key"]}))
             topology = store.topology.current(handle)
-            handle.after_commit.append(
-                lambda: [store.ringer.ring(topology, name) for name in {r["queue"] for r in rows}]
-            )
+            names = {values["queue"] for values in rows}
+            handle.after_commit.append(lambda: store.ringer.ring_each(topology, names))
         return found
 
     # -- looking -------------------------------------------------------------------------------
@@ -273,11 +251,11 @@ class QueueDatabase:
             oldest_queued_age_seconds=age,
         )
 
-    def workers(self) -> list[Worker]:
+    def workers(self) -> builtins.list[Worker]:
         """Return every worker in the file."""
         return [Worker.from_dict(dict(r)) for r in self.execute(statement("list_workers"))]
 
-    def logs(self, id: int) -> list[TaskLog]:
+    def logs(self, id: int) -> builtins.list[TaskLog]:
         """Return the story of one row, oldest line first."""
         rows = self.execute(statement("list_logs"), {"task_id": id})
         return [TaskLog.from_dict(dict(row)) for row in rows]
@@ -287,9 +265,7 @@ class QueueDatabase:
     def cancel(self, id: int, reason: str = "cancelled") -> bool:
         """Cancel a row that nobody has leased; return False when it is not queued (any more)."""
         with self._store.database.transaction() as handle:
-            handle.run(
-                statement("cancel_queued"), {"id": id, "now": now_text(), "error": reason}
-            )
+            handle.run(statement("cancel_queued"), {"id": id, "now": now_text(), "error": reason})
             return bool(handle.changes())
 
     def retry(self, id: int) -> bool:
@@ -301,7 +277,7 @@ class QueueDatabase:
 
     # -- consuming -----------------------------------------------------------------------------
 
-    def claim(self, queue: str = "celery", limit: int = 1) -> list[Delivery]:
+    def claim(self, queue: str = "celery", limit: int = 1) -> builtins.list[Delivery]:
         """Lease up to ``limit`` messages, each with a delivery tag of its own.
 
         The leases are renewed by a thread for as long as this process lives. When it dies the
@@ -352,41 +328,3 @@ def _raise_lost(delivery: Delivery) -> NoReturn:
     raise LeaseLost(
         f"Delivery {delivery.tag} of queue {delivery.queue!r} belongs to somebody else by now."
     )
-
-
-def _task_values(
-    type: str,
-    payload: Mapping[str, Any] | Sequence[Any] | str = "{}",
-    queue: str = "celery",
-    priority: int = NORMAL_PRIORITY,
-    compatibility: Mapping[str, Any] | None = None,
-    max_attempts: int = 5,
-    run_after_utc: datetime | str | None = None,
-    idempotency_key: str | None = None,
-) -> dict[str, Any]:
-    """Return the columns of a task to enqueue."""
-    text = payload if isinstance(payload, str) else json.dumps(payload)
-    try:
-        json.loads(text)
-    except ValueError as exc:
-        raise ValueError(f"payload must be JSON: {exc}") from exc
-    now = now_text()
-    run_after = now
-    if run_after_utc is not None:
-        moment = parse_time(run_after_utc)
-        if moment is None:
-            raise ValueError(f"run_after_utc is not a time: {run_after_utc!r}")
-        run_after = datetime_to_text(moment)
-    if not isinstance(type, str) or not type:
-        raise ValueError("type must be the name of a task")
-    return {
-        "type": type,
-        "payload": text,
-        "queue": queue,
-        "priority": int(priority),
-        "compatibility": json.dumps(compatibility, sort_keys=True) if compatibility else "{}",
-        "max_attempts": int(max_attempts),
-        "run_after": run_after,
-        "now": now,
-        "idempotency_key": idempotency_key,
-    }

@@ -107,7 +107,9 @@ def _bound_log_file(connection: apsw.Connection) -> None:
 
 
 def ensure_schema(
-    connection: apsw.Connection, path: str, _steps: Callable[[], list[tuple[int, str, str]]] = migrations
+    connection: apsw.Connection,
+    path: str,
+    _steps: Callable[[], list[tuple[int, str, str]]] = migrations,
 ) -> None:
     """Create the schema, or migrate an older one in place; all steps in one transaction.
 
@@ -139,7 +141,7 @@ def ensure_schema(
 
 
 def _version(connection: apsw.Connection, path: str) -> int:
-    version: int = connection.execute("PRAGMA user_version").fetchall()[0][0]
+    version = int(connection.execute("PRAGMA user_version").fetchall()[0][0])  # type: ignore[arg-type]
     if version > SCHEMA_VERSION:
         raise QueueSchemaError(
             f"{path!r} has schema version {version}, this code knows {SCHEMA_VERSION}; "

@@ -57,9 +57,7 @@ class LockFile:
             if fcntl is None:  # pragma: no cover - Windows
                 return byte == UPKEEP_BYTE
             if self._fd < 0:
-                self._fd = os.open(
-                    self._path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, self._mode
-                )
+                self._fd = os.open(self._path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, self._mode)
             try:
                 fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, byte)
             except OSError:
@@ -175,9 +173,7 @@ class Session:
     def _renew(self) -> None:
         try:
             with self._database.transaction() as handle:
-                handle.run(
-                    statement("beat_worker"), {"worker": self.worker_id, "now": now_text()}
-                )
+                handle.run(statement("beat_worker"), {"worker": self.worker_id, "now": now_text()})
                 known = handle.changes() == 1
         except QueueBusyError:
             return  # next beat; the lease lasts four

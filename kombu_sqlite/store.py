@@ -40,9 +40,7 @@ class Store:
         self.board = BellBoard(self.database.path, options.file_mode)
         self.deliveries = Deliveries(self.database, self.topology)
         self.ringer = Ringer(self.board)
-        self.publisher = Publisher(
-            self.database, self.topology, self.ringer, options.max_attempts
-        )
+        self.publisher = Publisher(self.database, self.topology, self.ringer, options.max_attempts)
         self.settler = Settler(self.deliveries, self.ring)
         self._locks = _shared_locks(self.database.path, options.file_mode)
         self._lock = native.lock()
@@ -124,9 +122,7 @@ class Store:
         """Wake one sleeping consumer for each of ``queues``."""
         names = list(queues)
         if names:
-            topology = self.topology.read()
-            for name in names:
-                self.ringer.ring(topology, name)
+            self.ringer.ring_each(self.topology.read(), names)
 
     # -- queues --------------------------------------------------------------------------------
 
@@ -160,9 +156,7 @@ class Store:
         """Return how many consumers of living processes a queue has."""
         with self.database.reading() as handle:
             rows = handle.all(statement("count_consumers"), {"queue": queue})
-        return sum(
-            byte is not None and self._locks.is_alive(byte) is not False for _, byte in rows
-        )
+        return sum(byte is not None and self._locks.is_alive(byte) is not False for _, byte in rows)
 
     # -- consumers -----------------------------------------------------------------------------
 

@@ -112,9 +112,7 @@ class TopologyStore:
         handle.run(statement("delete_queue"), {"name": name})
         handle.run(statement("delete_queue_bindings"), {"name": name})
         handle.run(statement("delete_transient"), {"queue": name})
-        handle.run(
-            statement("purge_queue"), {"queue": name, "now": now_text(), "error": reason}
-        )
+        handle.run(statement("purge_queue"), {"queue": name, "now": now_text(), "error": reason})
         handle.run(statement("bump_topology"))
 
     # -- bindings ------------------------------------------------------------------------------

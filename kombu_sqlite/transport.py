@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import os
 import select
-import socket
 import time
 import weakref
 from array import array
@@ -15,7 +14,7 @@ import apsw
 from kombu.transport import base, virtual
 
 from .bells import Bell
-from .channel import Channel
+from .channel import Channel as _Channel
 from .errors import (
     LeaseLost,
     QueueBusyError,
@@ -37,27 +36,32 @@ _BUSY_RETRY_S = 0.05
 _TURN = 64
 
 
-class Transport(virtual.Transport):  # type: ignore[misc]
+class Transport(virtual.Transport):
     """A broker in one SQLite file.
 
     Arguments:
         client: the ``kombu.Connection`` it belongs to.
     """
 
-    Channel = Channel
+    Channel = _Channel
+    client: Any
 
     can_parse_url = True
     default_port = None
     driver_type = "sqlite"
     driver_name = "apsw"
-    polling_interval = None
+    polling_interval: float | None = None  # type: ignore[assignment]  # nothing polls
 
-    connection_errors = (
+    connection_errors: tuple[type[Exception], ...] = (  # type: ignore[assignment]
         *virtual.Transport.connection_errors,
         QueueReplacedError,
         QueueDiskError,
     )
-    channel_errors = (*virtual.Transport.channel_errors, QueueBusyError, LeaseLost)
+    channel_errors: tuple[type[Exception], ...] = (  # type: ignore[assignment]
+        *virtual.Transport.channel_errors,
+        QueueBusyError,
+        LeaseLost,
+    )
     recoverable_connection_errors = (QueueReplacedError, QueueDiskError)
     recoverable_channel_errors = (QueueBusyError,)
 
@@ -69,7 +73,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
     )
 
     def __init__(self, client: Any, **kwargs: Any) -> None:
-        super().__init__(client, **kwargs)
+        super().__init__(client, **kwargs)  # type: ignore[no-untyped-call]
         self._used_channel_ids = array("H")
         self._store: Store | None = None
         self._loop: Any = None
@@ -118,7 +122,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         except BaseException:
             self._drop_store()
             raise
-        self._avail_channels.append(self.create_channel(self))
+        self._avail_channels.append(self.create_channel(self))  # type: ignore[no-untyped-call]
         return self
 
     def close_connection(self, connection: Any) -> None:
@@ -160,7 +164,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         """Deliver one message, waiting for it at most ``timeout`` seconds (None: for ever).
 
         Raises:
-            socket.timeout: none came.
+            TimeoutError: none came (``socket.timeout`` is its other name).
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
@@ -168,7 +172,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
                 return
             left = None if deadline is None else deadline - time.monotonic()
             if left is not None and left <= 0:
-                raise socket.timeout
+                raise TimeoutError  # socket.timeout
             self._sleep(_NET_S if left is None else min(left, _NET_S))
 
     def _deliver_one(self) -> bool:
@@ -228,7 +232,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
             if channel.bell is not None:
                 loop.remove(channel.bell.fileno())
 
-    def on_bell_created(self, channel: Channel, bell: Bell) -> None:
+    def on_bell_created(self, channel: _Channel, bell: Bell) -> None:
         """Wait for a channel's bell in the event loop, if there is one."""
         if self._loop is not None:
             self._loop.add_reader(bell.fileno(), self.on_readable, channel)
@@ -238,7 +242,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         if self._loop is not None:
             self._loop.remove(bell.fileno())
 
-    def on_readable(self, channel: Channel, loop: Any = None) -> None:
+    def on_readable(self, channel: _Channel, loop: Any = None) -> None:
         """Deliver what a channel can get, a bounded number of messages per turn."""
         bell = channel.bell
         if bell is None or channel.closed:

@@ -189,7 +189,7 @@ class Upkeep:
         """Wake consumers for what others wrote without ringing: the net under all bells."""
         with self._database.reading() as handle:
             topology = self._topology.current(handle)
-            waiting = []
+            waiting: list[tuple[str, str]] = []
             for name in topology.bells:
                 queue = topology.queues.get(name)
                 if queue is not None and queue.transient:
@@ -203,9 +203,7 @@ class Upkeep:
 
     def _ring_all(self, queues: set[str]) -> None:
         if queues:
-            topology = self._topology.read()
-            for name in queues:
-                self._ringer.ring(topology, name)
+            self._ringer.ring_each(self._topology.read(), queues)
 
     # -- housekeeping --------------------------------------------------------------------------
 
@@ -249,9 +247,7 @@ class Upkeep:
                     statement("fail_queued"),
                     {"id": row_id, "now": now_text(), "error": f"malformed row: {reason}"},
                 )
-                logger.error(
-                    "Quarantined as failed (%s): %s", reason, describe(None, None, row_id)
-                )
+                logger.error("Quarantined as failed (%s): %s", reason, describe(None, None, row_id))
         self._read_next_due()
         self.ring_for_ready()
 

@@ -1,0 +1,103 @@
+"""Rows as the public face gives and takes them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import apsw
+
+from .clock import datetime_to_text, now_text, parse_time
+from .models import NORMAL_PRIORITY
+
+__all__ = ("Row", "Rows", "as_row", "task_values")
+
+
+class Row(tuple[Any, ...]):
+    """A row that can be read by position and by column name; ``dict(row)`` works."""
+
+    _names: tuple[str, ...]
+
+    def keys(self) -> tuple[str, ...]:
+        """Return the column names, in order."""
+        return self._names
+
+    def __getitem__(self, key: Any) -> Any:
+        """Return a column by position, slice or name; KeyError when the name is unknown."""
+        if isinstance(key, str):
+            try:
+                return tuple.__getitem__(self, self._names.index(key))
+            except ValueError:
+                raise KeyError(key) from None
+        return tuple.__getitem__(self, key)
+
+
+def as_row(cursor: apsw.Cursor, values: tuple[Any, ...]) -> Row:
+    row = Row(values)
+    row._names = tuple(name for name, _ in cursor.get_description())
+    return row
+
+
+class Rows(list[Row]):
+    """The rows of one statement; also answers what a DB-API cursor would.
+
+    Attributes:
+        rowcount: rows inserted, updated or deleted.
+        lastrowid: the row id of the last INSERT.
+    """
+
+    rowcount = 0
+    lastrowid = 0
+    _read = 0
+
+    def fetchone(self) -> Row | None:
+        """Return the next row, or None."""
+        if self._read >= len(self):
+            return None
+        self._read += 1
+        return self[self._read - 1]
+
+    def fetchall(self) -> list[Row]:
+        """Return the rows not read yet."""
+        rest, self._read = self[self._read :], len(self)
+        return rest
+
+
+def task_values(
+    type: str,
+    payload: Mapping[str, Any] | Sequence[Any] | str = "{}",
+    queue: str = "celery",
+    priority: int = NORMAL_PRIORITY,
+    compatibility: Mapping[str, Any] | None = None,
+    max_attempts: int = 5,
+    run_after_utc: datetime | str | None = None,
+    idempotency_key: str | None = None,
+) -> dict[str, Any]:
+    """Return the columns of a task to enqueue."""
+    text = payload if isinstance(payload, str) else json.dumps(payload)
+    try:
+        json.loads(text)
+    except ValueError as exc:
+        raise ValueError(f"payload must be JSON: {exc}") from exc
+    now = now_text()
+    run_after = now
+    if run_after_utc is not None:
+        moment = parse_time(run_after_utc)
+        if moment is None:
+            raise ValueError(f"run_after_utc is not a time: {run_after_utc!r}")
+        run_after = datetime_to_text(moment)
+    if not isinstance(type, str) or not type:
+        raise ValueError("type must be the name of a task")
+    return {
+        "type": type,
+        "payload": text,
+        "queue": queue,
+        "priority": int(priority),
+        "compatibility": json.dumps(compatibility, sort_keys=True) if compatibility else "{}",
+        "max_attempts": int(max_attempts),
+        "run_after": run_after,
+        "now": now,
+        "idempotency_key": idempotency_key,
+    }
