@@ -35,6 +35,7 @@ class Row(tuple[Any, ...]):
 
 
 def as_row(cursor: apsw.Cursor, values: tuple[Any, ...]) -> Row:
+    """Make a row of a cursor's values; an APSW row tracer."""
     row = Row(values)
     row._names = tuple(name for name, _ in cursor.get_description())
     return row

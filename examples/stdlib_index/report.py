@@ -1,7 +1,5 @@
 """What a run prints at its end."""
 
-from pathlib import Path
-
 from kombu_sqlite import QueueDatabase
 from results import RESULTS, Summary
 
@@ -28,12 +26,12 @@ def print_summary(summary: Summary) -> None:
         print(f"  {lines:>7,}  {path}")
 
 
-def print_statistics(queue: QueueDatabase, path: Path) -> None:
+def print_statistics(queue: QueueDatabase) -> None:
     """Print what the queue says of itself, and how to look into both files."""
     statistics = queue.stats()
     print("\nqueue")
     for name in STATISTICS:
         print(f"  {name:<26} {getattr(statistics, name)!s:>6}")
     print("\nto look inside:")
-    print(f"  sqlite3 -readonly {path} '{QUEUE_QUERY}'")
+    print(f"  sqlite3 -readonly {queue.path} '{QUEUE_QUERY}'")
     print(f"  sqlite3 -readonly {RESULTS} '{RESULTS_QUERY}'")

@@ -11,7 +11,6 @@ import sys
 import sysconfig
 from contextlib import nullcontext
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import results
 import tasks
@@ -29,22 +28,21 @@ def standard_library() -> tuple[str, list[str]]:
     return str(root), sorted(str(path) for path in files if path.is_file())
 
 
-def run(path: Path, files: list[str], root: str, *, with_worker: bool) -> bool:
-    """Count ``files`` through the queue at ``path``; return whether each was counted exactly once.
+def run(files: list[str], root: str, *, with_worker: bool) -> bool:
+    """Count ``files`` through the queue; return whether each was counted exactly once.
 
     Raises:
         waiting.RunError: it could not be finished.
     """
     results.create()
-    with QueueDatabase(path) as queue:
-        queue.initialize_schema()
-        with running_worker() if with_worker else nullcontext() as worker:
-            for file in waiting.untouched(queue, files):
-                tasks.count_file.delay(file)
-            waiting.await_counts(queue, worker, files)
-            print_summary(waiting.await_summary(queue, worker, root))
-            waiting.settle(queue)
-            print_statistics(queue, path)
+    worker_or_none = running_worker() if with_worker else nullcontext()
+    with QueueDatabase(tasks.BROKER) as queue, worker_or_none as worker:
+        for file in waiting.untouched(queue, files):
+            tasks.count_file.delay(file)
+        waiting.await_counts(queue, worker, files)
+        print_summary(waiting.await_summary(queue, worker, root))
+        waiting.settle(queue)
+        print_statistics(queue)
     executions = results.executions()
     repeated = [file for file in files if executions[file] != 1]
     for file in repeated:
@@ -60,9 +58,8 @@ def main() -> int:
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped; run again to continue"))
     root, files = standard_library()
-    path = Path(urlsplit(tasks.BROKER).path[1:])
     try:
-        once = run(path, files[: options.limit], root, with_worker=not options.no_worker)
+        once = run(files[: options.limit], root, with_worker=not options.no_worker)
     except (waiting.RunError, KeyboardInterrupt) as error:
         print(str(error) or "stopped; run again to continue", file=sys.stderr)
         return 1
