@@ -184,7 +184,7 @@ class Channel(DeclaringChannel):
                 message = self._to_message(delivery)
                 if message is not None:
                     return self._hold(message, no_ack)
-        if not self.store.deliveries.has_ready([queue], self.store.options.capabilities):
+        if not self.store.claims.has_ready([queue], self.store.options.capabilities):
             return None
         no_ack_queues = frozenset([queue]) if no_ack else frozenset()
         claimant = self.store.claimant(not self.explicit_start, no_ack_queues)
@@ -253,9 +253,7 @@ class Channel(DeclaringChannel):
         self._starved = free == 0 or not self.qos.can_consume()
         if not self._active_queues or self._starved:
             return False
-        if not self.store.deliveries.has_ready(
-            self._active_queues, self.store.options.capabilities
-        ):
+        if not self.store.claims.has_ready(self._active_queues, self.store.options.capabilities):
             return False
         self._turn += 1
         start = self._turn % len(self._active_queues)
@@ -285,7 +283,7 @@ class Channel(DeclaringChannel):
             bell.wake()  # an ack rings, writers need not
             return True
         bell.sleep()
-        if self._active_queues and self.store.deliveries.has_ready(
+        if self._active_queues and self.store.claims.has_ready(
             self._active_queues, self.store.options.capabilities
         ):
             bell.wake()

@@ -8,9 +8,10 @@ from collections.abc import Iterable, Sequence
 
 from . import native
 from .bells import FIRST_CONSUMER_BELL, Bell, BellBoard
+from .claims import Claimant, Claims
 from .clock import now_text
 from .database import Database
-from .deliveries import Claimant, Deliveries
+from .deliveries import Deliveries
 from .models import Delivery, Envelope, Settlement
 from .options import Options
 from .publishing import Publisher, Ringer
@@ -38,7 +39,8 @@ class Store:
         self.database = Database(options)
         self.topology = TopologyStore(self.database)
         self.board = BellBoard(self.database.path, options.file_mode)
-        self.deliveries = Deliveries(self.database, self.topology)
+        self.claims = Claims(self.database, self.topology)
+        self.deliveries = Deliveries(self.database)
         self.ringer = Ringer(self.board)
         self.publisher = Publisher(self.database, self.topology, self.ringer, options.max_attempts)
         self.settler = Settler(self.deliveries, self.ring)
@@ -85,8 +87,8 @@ class Store:
         self.publisher.publish(messages)
 
     def claim(self, claimant: Claimant, queues: Sequence[str], limit: int) -> list[Delivery]:
-        """Lease up to ``limit`` messages; see :meth:`Deliveries.claim_within`."""
-        return self.deliveries.claim(claimant, queues, limit)
+        """Lease up to ``limit`` messages; see :meth:`Claims.claim_within`."""
+        return self.claims.claim(claimant, queues, limit)
 
     def settle(self, settlements: Sequence[Settlement]) -> list[Settlement]:
         """End deliveries in one transaction and wake a consumer for what was put back.
@@ -106,10 +108,10 @@ class Store:
         try:
             with self.database.transaction() as handle:
                 lost, requeued = self.deliveries.settle_within(handle, pending)
-                deliveries = self.deliveries.claim_within(handle, claimant, queues, limit)
+                deliveries = self.claims.claim_within(handle, claimant, queues, limit)
         except UnicodeDecodeError:
             self.settler.put_back(pending)
-            self.deliveries.quarantine_undecodable(queues)
+            self.claims.quarantine_undecodable(queues)
             return []
         except BaseException:
             self.settler.put_back(pending)
