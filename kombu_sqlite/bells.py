@@ -76,6 +76,11 @@ class BellBoard:
                     return True
         return False
 
+    def any_asleep(self, numbers: Iterable[int]) -> bool:
+        """Return whether one of the consumers is asleep."""
+        flags = self.flags()
+        return any(flags[number] == _ASLEEP for number in numbers)
+
     def ring(self, number: int) -> bool:
         """Write into a bell's FIFO; return whether somebody holds its other end."""
         if not _HAS_FIFOS:

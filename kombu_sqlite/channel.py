@@ -71,6 +71,7 @@ class Channel(DeclaringChannel):
         self._buffer: deque[Delivery] = deque()
         self._turn = 0
         self._starved = False  # the prefetch count, not a lack of messages, ended the last look
+        self._expecting = False  # there may be more: a bell rang, or the last claim was full
         self._bell: Bell | None = None
 
     # -- publishing ----------------------------------------------------------------------------
@@ -143,6 +144,7 @@ class Channel(DeclaringChannel):
             self._active_queues.append(queue)
         if no_ack:
             self.no_ack_consumers.add(tag)
+        self._expecting = True
         self._bell.ring_self()
         return tag
 
@@ -248,12 +250,13 @@ class Channel(DeclaringChannel):
         return found[self._turn % len(found)]
 
     def _fetch(self) -> bool:
-        """Lease what the prefetch count leaves room for; return whether there was anything."""
+        """Lease what the prefetch count leaves room for; return whether there was anything.
+
+        Claims only where a message is to be expected; the look before sleeping is a read.
+        """
         free = self.qos.can_consume_max_estimate()
         self._starved = free == 0 or not self.qos.can_consume()
-        if not self._active_queues or self._starved:
-            return False
-        if not self.store.claims.has_ready(self._active_queues, self.store.options.capabilities):
+        if not self._active_queues or self._starved or not self._expecting:
             return False
         self._turn += 1
         start = self._turn % len(self._active_queues)
@@ -261,8 +264,10 @@ class Channel(DeclaringChannel):
         no_ack = frozenset(c.queue for c in self._by_tag.values() if c.no_ack)
         claimant = self.store.claimant(not self.explicit_start, no_ack)
         limit = CLAIM_AT_MOST if free is None else min(free, CLAIM_AT_MOST)
-        self._buffer.extend(self.store.settle_and_claim(claimant, queues, limit))
-        return bool(self._buffer)
+        deliveries = self.store.settle_and_claim(claimant, queues, limit)
+        self._buffer.extend(deliveries)
+        self._expecting = len(deliveries) >= limit
+        return bool(deliveries)
 
     # -- sleeping and waking -------------------------------------------------------------------
 
@@ -270,6 +275,18 @@ class Channel(DeclaringChannel):
     def bell(self) -> Bell | None:
         """What wakes this channel; None while it consumes nothing."""
         return self._bell
+
+    def expect(self) -> None:
+        """Claim at the next turn: the bell rang."""
+        self._expecting = True
+
+    def look(self) -> bool:
+        """Return whether there is something to claim; a read."""
+        if self._active_queues and not self._starved:
+            self._expecting = self._expecting or self.store.claims.has_ready(
+                self._active_queues, self.store.options.capabilities
+            )
+        return self._expecting
 
     def prepare_sleep(self) -> bool:
         """Commit the acks so far and let writers ring; return False when there is work already."""
@@ -282,10 +299,9 @@ class Channel(DeclaringChannel):
         if self._starved and not self.qos.can_consume():
             bell.wake()  # an ack rings, writers need not
             return True
+        self._starved = False
         bell.sleep()
-        if self._active_queues and self.store.claims.has_ready(
-            self._active_queues, self.store.options.capabilities
-        ):
+        if self.look():
             bell.wake()
             return False
         return True
@@ -294,6 +310,7 @@ class Channel(DeclaringChannel):
         """Look for more after an ack or a change of the prefetch count, from any thread."""
         bell = self._bell
         if bell is not None and self._starved:
+            self._expecting = True
             bell.ring_self()
 
     # -- acknowledging -------------------------------------------------------------------------
@@ -329,6 +346,7 @@ class Channel(DeclaringChannel):
                 )
         elif settlement.action == "requeue" and self._bell is not None:
             settler.flush()  # the requeued message may be for this channel again
+            self._expecting = True
             self._bell.ring_self()
         self._room_made()
 
@@ -345,6 +363,7 @@ class Channel(DeclaringChannel):
     ) -> None:
         """Set how many messages may be unacknowledged at a time; 0 is unlimited."""
         self.qos.prefetch_count = prefetch_count
+        self._expecting = True
         if self._bell is not None:
             self._bell.ring_self()
 

@@ -199,9 +199,13 @@ class Transport(virtual.Transport):
             timeout_s, ready = min(timeout_s, _BUSY_RETRY_S), [True]
         if all(ready):
             if bells:
-                _wait_readable([bell.fileno() for bell in bells], timeout_s)
+                rung = _wait_readable([bell.fileno() for bell in bells], timeout_s)
             else:
+                rung = []
                 time.sleep(timeout_s)
+            for channel in self.channels:
+                if channel.bell is not None and channel.bell.fileno() in rung:
+                    channel.expect()
         for bell in bells:
             bell.clear()
 
@@ -248,6 +252,7 @@ class Transport(virtual.Transport):
         if bell is None or channel.closed:
             return
         bell.clear()
+        channel.expect()
         try:
             for _ in range(_TURN):
                 if not channel.deliver_one():
@@ -266,21 +271,19 @@ class Transport(virtual.Transport):
 
     def _on_net(self) -> None:
         for channel in list(self.channels):
-            bell = channel.bell
-            if bell is not None:
-                bell.ring_self()
+            if channel.bell is not None and channel.look():
+                channel.bell.ring_self()
 
 
-def _wait_readable(fds: list[int], timeout_s: float) -> None:
-    """Wait in whatever way ``select`` is patched to."""
+def _wait_readable(fds: list[int], timeout_s: float) -> list[int]:
+    """Wait in whatever way ``select`` is patched to; return which of ``fds`` are readable."""
     make_poll = getattr(select, "poll", None)
     if make_poll is None:
-        select.select(fds, [], [], timeout_s)
-        return
+        return list(select.select(fds, [], [], timeout_s)[0])
     poller = make_poll()
     for fd in fds:
         poller.register(fd, select.POLLIN)
-    poller.poll(max(0, int(timeout_s * 1000)))
+    return [fd for fd, _ in poller.poll(max(0, int(timeout_s * 1000)))]
 
 
 _open_transports: weakref.WeakSet[Transport] = weakref.WeakSet()

@@ -190,7 +190,9 @@ class Upkeep:
         with self._database.reading() as handle:
             topology = self._topology.current(handle)
             waiting: list[tuple[str, str]] = []
-            for name in topology.bells:
+            for name, bells in topology.bells.items():
+                if not self._board.any_asleep(bell for bell, _ in bells):
+                    continue
                 queue = topology.queues.get(name)
                 if queue is not None and queue.transient:
                     peek, values = "peek_transient", {"queue": name, "now": now_text()}
