@@ -19,9 +19,16 @@ class Leases(bootsteps.StartStopStep):
     """
 
     requires = ("celery.worker.consumer.tasks:Tasks",)
+    _channel: Channel | None = None
 
     def start(self, c: Any) -> None:
         """Mark the channel the task consumer uses."""
         channel = c.task_consumer.channel
         if isinstance(channel, Channel):
             channel.explicit_start = True
+            self._channel = channel
+
+    def shutdown(self, c: Any) -> None:
+        """Let the channel give everything back: the pool has stopped, nothing runs any more."""
+        if self._channel is not None:
+            self._channel.qos.forget_running()

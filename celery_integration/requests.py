@@ -51,6 +51,9 @@ class LeasedRequest:
         """Record the start where the pool has no process of its own to hand the task to."""
         if not getattr(self, "_lease_started", False):
             self.begin()
+        message = self._message  # type: ignore[attr-defined]
+        if isinstance(message.channel, Channel):
+            message.channel.qos.mark_running(message.delivery_tag)
         super().on_accepted(pid, time_accepted)  # type: ignore[misc]
 
     def begin(self) -> None:

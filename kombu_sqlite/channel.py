@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from kombu.utils.uuid import uuid
@@ -71,6 +72,7 @@ class Channel(DeclaringChannel):
         self._buffer: deque[Delivery] = deque()
         self._turn = 0
         self._starved = False  # the prefetch count, not a lack of messages, ended the last look
+        self._retained = False
         self._expecting = False  # there may be more: a bell rang, or the last claim was full
         self._bell: Bell | None = None
 
@@ -173,7 +175,7 @@ class Channel(DeclaringChannel):
             else:
                 kept.append(delivery)
         self._buffer.extend(kept)
-        self.store.settler.flush()
+        self.store.settler.try_flush()
 
     def basic_get(self, queue: str, no_ack: bool = False, **kwargs: Any) -> _Message | None:
         """Return the next message of ``queue``, or None.
@@ -293,7 +295,7 @@ class Channel(DeclaringChannel):
         bell = self._bell
         if bell is None:
             return True
-        self.store.settler.flush()
+        self.store.settler.try_flush()
         if self._buffer:
             return False
         if self._starved and not self.qos.can_consume():
@@ -345,18 +347,19 @@ class Channel(DeclaringChannel):
                     f"{settlement.action!r} was refused."
                 )
         elif settlement.action == "requeue" and self._bell is not None:
-            settler.flush()  # the requeued message may be for this channel again
+            settler.try_flush()  # the requeued message may be for this channel again
             self._expecting = True
             self._bell.ring_self()
         self._room_made()
+        if self._retained and not len(self.qos):
+            self._retained = False
+            settler.try_flush()
+            self.store.release()
 
     def start(self, delivery_tags: list[str]) -> set[str]:
         """Record that messages begin to execute; return those that may, the others were lost."""
         tags = {DeliveryTag.parse(tag): tag for tag in delivery_tags}
-        started = {tags[tag] for tag in self.store.deliveries.start(tags)}
-        for delivery_tag in started:
-            self.qos.mark_started(delivery_tag)
-        return started
+        return {tags[tag] for tag in self.store.deliveries.start(tags)}
 
     def basic_qos(
         self, prefetch_size: int = 0, prefetch_count: int = 0, apply_global: bool = False
@@ -370,35 +373,39 @@ class Channel(DeclaringChannel):
     # -- end -----------------------------------------------------------------------------------
 
     def give_back(self) -> None:
-        """Put back at once, uncounted, what was leased here and has not begun to execute."""
+        """Put back at once, uncounted, what was leased here and is not being executed."""
         for settlement in self.qos.give_back():
             self.store.settler.add(settlement)
         self._release_buffer()
 
     def close(self) -> None:
-        """Cancel the consumers and give back what has not begun to execute.
+        """Cancel the consumers and give back what is not being executed.
 
-        In a forked child the messages are the parent's: only the object is closed.
+        What is being executed keeps its lease and can still be acknowledged. In a forked child the
+        messages are the parent's: only the object is closed.
         """
         if self.closed:
             return
         self.closed = True
-        try:
-            if self._pid == os.getpid():
-                for tag in list(self._by_tag):
-                    self.basic_cancel(tag)
-                self.give_back()
-        finally:
-            bell, self._bell = self._bell, None
-            if bell is not None:
-                if self.connection is not None:
-                    self.connection.on_bell_closed(bell)
-                if self._pid == os.getpid():
-                    self.store.close_bell(bell)
-                else:
-                    bell.close()
-            if self.connection is not None:
-                self.connection.close_channel(self)
+        with ExitStack() as stack:  # each step is taken, whatever the ones before it raised
+            stack.callback(self._leave_transport, self.connection)
+            if self._pid != os.getpid():
+                return
+            if self._bell is not None:
+                stack.callback(self.store.close_bell, self._bell)
+            stack.callback(self.give_back)
+            for tag in list(self._by_tag):
+                stack.callback(self.basic_cancel, tag)
+
+    def _leave_transport(self, transport: Any) -> None:
+        if transport is not None:
+            if self._bell is not None:
+                transport.on_bell_closed(self._bell)
+            transport.close_channel(self)
+        self._bell = None
+        if len(self.qos) and self._pid == os.getpid() and not self.store.replaced:
+            self._retained = True  # its session renews what is being executed until that ends
+            self.store.retain()
 
     def __del__(self) -> None:
         """Give back what a dropped, never closed channel held; the flusher's thread writes it."""
@@ -407,7 +414,7 @@ class Channel(DeclaringChannel):
         except AttributeError:
             return  # never finished opening
         if forgotten:
-            for settlement in self.qos.give_back():
-                self.store.settler.add(settlement)
-            for delivery in self._buffer:
-                self.store.settler.add(Settlement(delivery.tag, "release"))
+            held = self.qos.give_back()
+            held += [Settlement(delivery.tag, "release") for delivery in self._buffer]
+            if held:
+                self.store.settler.add_later(held)

@@ -277,6 +277,8 @@ class Database:
         self._wal: location.Identity | None = None
         self._pid = os.getpid()
         self._forked_while_open = False
+        #: Whether the file was found moved, deleted or replaced; every further use then raises.
+        self.replaced = False
         _databases.add(self)
 
     # -- use -----------------------------------------------------------------------------------
@@ -322,6 +324,8 @@ class Database:
 
     def open_handle(self, handle: Handle) -> None:
         """Open ``handle``'s connection, the file and its schema as needed."""
+        if self.replaced:
+            raise self._replaced_error()
         if self._forked_while_open:
             raise QueueDatabaseError(
                 "This process was forked inside an open transaction on the queue's file and "
@@ -363,8 +367,12 @@ class Database:
             self._wal = wal
         if location.identity(self.path) == self._file and wal == self._wal:
             return
+        self.replaced = True
         self._drop_connections()
-        raise QueueReplacedError(
+        raise self._replaced_error()
+
+    def _replaced_error(self) -> QueueReplacedError:
+        return QueueReplacedError(
             f"{self.path!r} or its -wal was moved, deleted or replaced while in use; connect again."
         )
 

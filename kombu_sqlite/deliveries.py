@@ -26,6 +26,10 @@ class Deliveries:
     def __init__(self, database: Database) -> None:
         self._database = database
 
+    def in_transaction(self) -> bool:
+        """Return whether this thread is inside a transaction of somebody else's."""
+        return self._database.handle().depth > 0
+
     def start(self, tags: Iterable[DeliveryTag]) -> set[DeliveryTag]:
         """Record that execution begins; return the tags that may run, the others were lost."""
         now = to_text(time.time())

@@ -143,7 +143,7 @@ def decode(delivery: Delivery, redis_order: bool) -> Content:
     try:
         headers = _from_json(delivery.headers)
         properties = _from_json(delivery.properties or "{}")
-    except (TypeError, ValueError) as exc:
+    except (TypeError, ValueError, KeyError, AttributeError, RecursionError) as exc:
         raise BadMessageError(f"headers or properties are not JSON: {exc}") from exc
     if not isinstance(headers, dict) or not isinstance(properties, dict):
         raise BadMessageError("headers and properties must be JSON objects")

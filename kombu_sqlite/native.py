@@ -67,6 +67,11 @@ def lock() -> Any:
     return _original("_thread").allocate_lock()
 
 
+def rlock() -> Any:
+    """Return a lock between operating-system threads that its holder may take again."""
+    return _original("_thread").RLock()
+
+
 def get_ident() -> int:
     """Return the operating-system thread's identifier, the same for all its greenlets."""
     ident: int = _original("_thread").get_ident()

@@ -24,7 +24,7 @@ class QoS:
         self.channel = channel
         self.prefetch_count = prefetch_count or 0
         self._unacked: dict[str, Any] = {}  # delivery tag -> message, in order of delivery
-        self._started: set[str] = set()
+        self._running: set[str] = set()
 
     def __len__(self) -> int:
         return len(self._unacked)
@@ -47,9 +47,14 @@ class QoS:
         """Return an unacknowledged message; KeyError when there is none."""
         return self._unacked[delivery_tag]
 
-    def mark_started(self, delivery_tag: str) -> None:
-        """Keep a message that is being executed when the channel closes."""
-        self._started.add(delivery_tag)
+    def mark_running(self, delivery_tag: str) -> None:
+        """Keep a message, being executed for sure, when the channel closes."""
+        if delivery_tag in self._unacked:
+            self._running.add(delivery_tag)
+
+    def forget_running(self) -> None:
+        """Keep nothing: whoever executed messages of this channel has stopped."""
+        self._running.clear()
 
     def up_to(self, delivery_tag: str) -> list[str]:
         """Return the unacknowledged tags delivered before ``delivery_tag``, and itself."""
@@ -73,19 +78,20 @@ class QoS:
 
     def _settle(self, delivery_tag: str, action: str, error: str | None = None) -> None:
         self._unacked.pop(delivery_tag, None)
-        self._started.discard(delivery_tag)
+        self._running.discard(delivery_tag)
         tag = DeliveryTag.parse(delivery_tag)
         self.channel.settle(Settlement(tag, action, error))
 
     def give_back(self) -> list[Settlement]:
-        """Let go of every message that has not begun to execute; return how each is to end.
+        """Let go of every message that is not being executed; return how each is to end.
 
-        What has begun keeps its lease: its acknowledgement works after the channel is closed.
+        What is being executed keeps its lease: its acknowledgement works after the channel is
+        closed.
         """
         return [
             Settlement(DeliveryTag.parse(tag), "release")
             for tag in list(self._unacked)
-            if tag not in self._started and self._unacked.pop(tag, None) is not None
+            if tag not in self._running and self._unacked.pop(tag, None) is not None
         ]
 
     def restore_unacked(self) -> None:
@@ -94,7 +100,7 @@ class QoS:
             self._settle(tag, "requeue")
 
     def restore_unacked_once(self, stderr: Any = None) -> None:
-        """Put back what has not begun to execute; part of closing a channel."""
+        """Put back what is not being executed; part of closing a channel."""
         self.channel.give_back()
 
     def restore_visible(self, *args: Any, **kwargs: Any) -> None:

@@ -59,9 +59,11 @@ class QueueDatabase:
 
     @property
     def _store(self) -> Store:
-        if self._opened is None:
-            self._opened = open_store(self._options)
-        return self._opened
+        store = self._opened
+        if store is None or store.replaced:
+            self.close()
+            store = self._opened = open_store(self._options)
+        return store
 
     @property
     def path(self) -> str:

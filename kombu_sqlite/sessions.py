@@ -18,7 +18,7 @@ from typing import Any
 from . import native
 from .clock import now_text
 from .database import Database
-from .errors import QueueBusyError, QueueDatabaseError
+from .errors import QueueBusyError, QueueDatabaseError, QueueReplacedError
 from .log import logger
 from .sql import statement
 
@@ -177,6 +177,10 @@ class Session:
                 known = handle.changes() == 1
         except QueueBusyError:
             return  # next beat; the lease lasts four
+        except QueueReplacedError as exc:
+            self._closed = True  # whoever connects again registers in the new file
+            logger.error("%s", exc)
+            return
         except QueueDatabaseError:
             logger.exception("The lease of %s could not be renewed.", self.worker_id)
             return
@@ -192,15 +196,17 @@ class Session:
                 self._register()
 
     def close(self) -> None:
-        """Stop renewing and leave the file."""
-        if self._closed:
-            return
+        """Stop renewing, give back what is still held, uncounted, and leave the file."""
         self._closed = True
         self._waker.set()
         self._thread.join(2.0)
         try:
             with self._database.transaction() as handle:
-                handle.all(statement("delete_consumers_of"), {"worker": self.worker_id})
+                values = {"worker": self.worker_id, "now": now_text()}
+                handle.run(statement("release_leased_of"), values)
+                handle.all(statement("release_transient_of"), values)
+                handle.all(statement("delete_consumers_of"), values)
+                handle.run(statement("bump_topology"))
                 handle.run(statement("delete_worker"), {"worker": self.worker_id})
         finally:
             self._locks.release(self.lock_byte)

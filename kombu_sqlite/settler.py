@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from . import native
 from .deliveries import Deliveries
-from .errors import QueueDatabaseError
+from .errors import QueueDatabaseError, QueueReplacedError
 from .log import describe, logger
 from .models import Settlement
 
@@ -37,7 +37,7 @@ class Settler:
         self._deliveries = deliveries
         self._ring = ring
         self._pending: deque[Settlement] = deque()
-        self._lock = native.lock()
+        self._lock = native.rlock()  # a garbage collection may come in between
         self._waker: native.Waker | None = None
         self._thread: native.Thread | None = None
         self._awaited = False
@@ -50,13 +50,25 @@ class Settler:
         """Queue one end; from any thread."""
         self._pending.append(settlement)
         if len(self._pending) >= _FLUSH_AT:
-            try:
-                self.flush()
-            except QueueDatabaseError as exc:
-                logger.warning("Acknowledgements wait for the file: %s", exc)
+            self.try_flush()
         elif not self._awaited:
             self._awaited = True
             self._wake_thread()
+
+    def add_later(self, settlements: Iterable[Settlement]) -> None:
+        """Queue ends without touching the file; safe inside a garbage collection."""
+        self._pending.extend(settlements)
+        self._wake_thread()
+
+    def try_flush(self) -> None:
+        """Commit what is pending if that is possible now; the flusher goes on trying."""
+        if self._deliveries.in_transaction():
+            self._wake_thread()  # a rollback of the caller's would take the ends with it
+            return
+        try:
+            self.flush()
+        except QueueDatabaseError as exc:
+            logger.warning("Acknowledgements wait for the file: %s", exc)
 
     def take(self) -> list[Settlement]:
         """Take what is pending, to commit it with something else; ``put_back`` if that fails."""
@@ -122,10 +134,8 @@ class Settler:
                 break
             native.sleep(_FLUSH_AFTER_S)
             self._awaited = False
-            try:
-                self.flush()
-            except QueueDatabaseError as exc:
-                logger.warning("Acknowledgements wait for the file: %s", exc)
+            self.try_flush()
+            if self._pending:
                 native.sleep(_RETRY_AFTER_S)
 
     def close(self) -> None:
@@ -137,7 +147,7 @@ class Settler:
                 self.flush()
                 break
             except QueueDatabaseError as exc:
-                if time.monotonic() >= deadline:
+                if time.monotonic() >= deadline or isinstance(exc, QueueReplacedError):
                     logger.error(
                         "%d acknowledgements could not be written (%s); the messages will be "
                         "delivered again.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import weakref
 from collections.abc import Iterable, Sequence
 
@@ -12,6 +13,8 @@ from .claims import Claimant, Claims
 from .clock import now_text
 from .database import Database
 from .deliveries import Deliveries
+from .errors import QueueDatabaseError, QueueReplacedError
+from .log import logger
 from .models import Delivery, Envelope, Settlement
 from .options import Options
 from .publishing import Publisher, Ringer
@@ -45,7 +48,7 @@ class Store:
         self.publisher = Publisher(self.database, self.topology, self.ringer, options.max_attempts)
         self.settler = Settler(self.deliveries, self.ring)
         self._locks = _shared_locks(self.database.path, options.file_mode)
-        self._lock = native.lock()
+        self._lock = threading.Lock()  # yields under gevent; never taken by our own threads
         self._session: Session | None = None
         self._upkeep: Upkeep | None = None
         self.users = 0
@@ -121,10 +124,18 @@ class Store:
         return deliveries
 
     def ring(self, queues: Iterable[str]) -> None:
-        """Wake one sleeping consumer for each of ``queues``."""
+        """Wake one sleeping consumer for each of ``queues``.
+
+        What put messages there has committed: a failure here is logged, and consumers find the
+        messages by themselves.
+        """
         names = list(queues)
-        if names:
+        if not names:
+            return
+        try:
             self.ringer.ring_each(self.topology.read(), names)
+        except QueueDatabaseError as exc:
+            logger.warning("Consumers of %s could not be woken at once: %s", names, exc)
 
     # -- queues --------------------------------------------------------------------------------
 
@@ -204,25 +215,37 @@ class Store:
             self.settler.close()
             if session is not None:
                 session.close()
+        except QueueReplacedError as exc:
+            logger.warning("Left without a trace: %s", exc)
         finally:
             if upkeep is not None:
                 upkeep.close()
             self.database.close()
             self.board.close()
 
+    @property
+    def replaced(self) -> bool:
+        """Whether the file was moved, deleted or replaced; this store then serves no more."""
+        return self.database.replaced
+
+    def retain(self) -> None:
+        """Count one more user."""
+        with _stores_lock:
+            self.users += 1
+
     def release(self) -> None:
         """Give back what :func:`open_store` returned; the last user closes it."""
         with _stores_lock:
             self.users -= 1
-            last = self.users <= 0 and _stores.get(_key(self.options)) is self
-            if last:
+            last = self.users <= 0
+            if last and _stores.get(_key(self.options)) is self:
                 del _stores[_key(self.options)]
         if last:
             self.close()
 
     def reset_in_child(self) -> None:
         """In a forked child: the session and its threads are the parent's."""
-        self._lock = native.lock()
+        self._lock = threading.Lock()
         self._session = None
         self._upkeep = None
         self.settler = Settler(self.deliveries, self.ring)
@@ -250,7 +273,7 @@ def open_store(options: Options) -> Store:
     """Return the process's store for these options; call its ``release`` when done."""
     with _stores_lock:
         store = _stores.get(_key(options))
-        if store is None:
+        if store is None or store.replaced:
             store = _stores[_key(options)] = Store(options)
             _all_stores.add(store)
         store.users += 1

@@ -8,6 +8,7 @@ import select
 import time
 import weakref
 from array import array
+from contextlib import ExitStack
 from typing import Any
 
 import apsw
@@ -126,13 +127,13 @@ class Transport(virtual.Transport):
         return self
 
     def close_connection(self, connection: Any) -> None:
-        """Close every channel and leave the event loop."""
-        self._leave_loop()
-        for channels in (self._avail_channels, self.channels):
-            while channels:
-                channel = channels.pop()
-                channel.close()
-        self._drop_store()
+        """Close every channel and leave the event loop; each step is taken, whatever fails."""
+        with ExitStack() as stack:
+            stack.callback(self._drop_store)
+            stack.callback(self._avail_channels.clear)
+            for channel in list(self.channels):
+                stack.callback(channel.close)
+            self._leave_loop()
 
     def _drop_store(self) -> None:
         store, self._store = self._store, None
@@ -141,8 +142,8 @@ class Transport(virtual.Transport):
             store.release()
 
     def verify_connection(self, connection: Any) -> bool:
-        """Return whether the connection is open."""
-        return self._store is not None
+        """Return whether the connection is open, to a file that is still there."""
+        return self._store is not None and not self._store.replaced
 
     def driver_version(self) -> str:
         """Return SQLite's version."""

@@ -91,6 +91,7 @@ class Upkeep:
                     self._locks.release(UPKEEP_BYTE)
             except QueueReplacedError as exc:
                 logger.error("%s", exc)
+                return  # whoever connects again stands for election in the new file
             except (QueueDatabaseError, OSError):
                 logger.exception("Upkeep of %r failed; it is tried again.", self._database.path)
                 native.select_readable([self._waker.fileno()], _ELECTION_INTERVAL_S)

@@ -61,6 +61,14 @@ UPDATE task_queue SET
 WHERE status = 'processing' AND locked_by = :worker
 RETURNING queue;
 
+-- name: release_leased_of
+-- Gives back all that a worker leaving in good order still holds, as if it had never been leased.
+UPDATE task_queue SET
+    status = 'queued', updated_at_utc = max(:now, run_after_utc), attempts = attempts - 1,
+    locked_by = NULL, lease_until_utc = NULL, reserved_at_utc = NULL,
+    processing_started_utc = NULL
+WHERE status = 'processing' AND locked_by = :worker;
+
 -- name: exhaust_unowned
 -- Fails started messages without a known owner whose lease is over and that died too often.
 UPDATE task_queue SET
