@@ -8,6 +8,8 @@ from celery import bootsteps
 
 from kombu_sqlite.channel import Channel
 
+from .draining import drain_before_flush
+
 __all__ = ("Leases",)
 
 
@@ -22,7 +24,8 @@ class Leases(bootsteps.StartStopStep):
     _channel: Channel | None = None
 
     def start(self, c: Any) -> None:
-        """Mark the channel the task consumer uses."""
+        """Mark the channel the task consumer uses, and have the pool drained before it forgets."""
+        drain_before_flush(c.pool)
         channel = c.task_consumer.channel
         if isinstance(channel, Channel):
             channel.explicit_start = True
