@@ -38,14 +38,24 @@ class LeaseKeeper:
         self._locks = locks
         self._silences: dict[str, _Silence] = {}
         self._checked_at = boottime_s()
+        self._version = -1
+        self._workers: list[tuple[str, int, int, float | None]] = []
 
-    def check(self) -> set[str]:
-        """Reclaim from every owner found gone; return the queues that have messages again."""
+    def check(self, version: int) -> set[str]:
+        """Reclaim from every owner found gone; return the queues that have messages again.
+
+        Arguments:
+            version: differs from the last call's when the file has changed; only then are the
+                workers read anew.
+        """
         now = boottime_s()
         gap = min(now - self._checked_at, _MAX_GAP_S)
         self._checked_at = now
-        with self._database.reading() as handle:
-            workers = handle.all(statement("list_live_workers"))
+        if version != self._version:
+            self._version = version
+            with self._database.reading() as handle:
+                self._workers = handle.all(statement("list_live_workers"))
+        workers = self._workers
         gone = [
             (worker, reason)
             for worker, byte, beat, timeout_s in workers
@@ -82,6 +92,7 @@ class LeaseKeeper:
             The queues that have messages again.
         """
         parameters = {"worker": worker, "now": now_text()}
+        self._version = -1
         with self._database.transaction() as handle:
             exhausted = handle.all(statement("exhaust_leased_of"), parameters)
             requeued = handle.all(statement("requeue_leased_of"), parameters)

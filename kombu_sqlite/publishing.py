@@ -19,8 +19,8 @@ __all__ = ("Publisher", "Ringer")
 _INSERT = statement("insert_message")
 _INSERT_TRANSIENT = statement("insert_transient")
 
-#: The elected process reads ``data_version`` this often; only what is due sooner rings it.
-_UPKEEP_NET_S = 0.2
+#: The elected process looks at least this often; only what is due sooner rings it.
+_UPKEEP_NET_S = 0.5
 _OVERFLOW = "dropped: the queue was longer than its maximum"
 
 
