@@ -18,6 +18,7 @@ import socket
 from collections.abc import Iterable
 from contextlib import suppress
 
+from .location import open_side_file
 from .native import lock
 
 __all__ = ("FIRST_CONSUMER_BELL", "UPKEEP_BELL", "Bell", "BellBoard")
@@ -52,9 +53,7 @@ class BellBoard:
         return flags
 
     def _map(self) -> mmap.mmap:
-        descriptor = os.open(
-            self._path + "-bells", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, self._mode
-        )
+        descriptor = open_side_file(self._path + "-bells", self._mode)
         try:
             if os.fstat(descriptor).st_size < _SLOTS:
                 os.ftruncate(descriptor, _SLOTS)
@@ -133,6 +132,7 @@ class Bell:
         if _HAS_FIFOS:
             with suppress(FileExistsError):  # left behind by a process that died
                 os.mkfifo(self._path, mode)
+                os.chmod(self._path, mode)  # the umask may have taken the group's bits
             self._socket = None
             # read and write, so that it never reads as closed while nobody rings
             self._fd = os.open(self._path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)

@@ -9,7 +9,14 @@ from contextlib import suppress
 
 from .errors import QueueLocationError
 
-__all__ = ("Identity", "create_file", "default_path", "ensure_usable", "held_by_other_library")
+__all__ = (
+    "Identity",
+    "create_file",
+    "default_path",
+    "ensure_usable",
+    "held_by_other_library",
+    "open_side_file",
+)
 
 #: File systems on which SQLite's write-ahead log corrupts: its index is shared memory, which
 #: these do not share between machines (sqlite.org/wal.html), or does not lock reliably.
@@ -122,6 +129,8 @@ def create_file(path: str, mode: int) -> None:
     The descriptor is closed again at once. That is safe only because O_EXCL proves the file to be
     new: closing a descriptor of a file this process has open through SQLite drops its locks.
     """
+    if os.path.exists(path):
+        return
     try:
         descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, mode)
     except FileExistsError:
@@ -131,9 +140,20 @@ def create_file(path: str, mode: int) -> None:
             f"{path!r} cannot be created ({exc.strerror}); choose another path."
         ) from exc
     try:
-        os.fchmod(descriptor, mode)  # the umask may have taken the group's bits
+        os.fchmod(descriptor, mode)
     finally:
         os.close(descriptor)
+
+
+def open_side_file(path: str, mode: int) -> int:
+    """Return a descriptor of a file beside the queue, making it with exactly ``mode`` if new."""
+    flags = os.O_RDWR | os.O_CLOEXEC
+    try:
+        descriptor = os.open(path, flags | os.O_CREAT | os.O_EXCL, mode)
+    except FileExistsError:
+        return os.open(path, flags)
+    os.fchmod(descriptor, mode)  # the umask may have taken the group's bits
+    return descriptor
 
 
 def identity(path: str) -> Identity | None:

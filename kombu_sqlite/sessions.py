@@ -19,6 +19,7 @@ from . import native
 from .clock import now_text
 from .database import Database
 from .errors import QueueBusyError, QueueDatabaseError, QueueReplacedError
+from .location import open_side_file
 from .log import logger
 from .sql import statement
 
@@ -57,7 +58,7 @@ class LockFile:
             if fcntl is None:  # pragma: no cover - Windows
                 return byte == UPKEEP_BYTE
             if self._fd < 0:
-                self._fd = os.open(self._path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, self._mode)
+                self._fd = open_side_file(self._path, self._mode)
             try:
                 fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, byte)
             except OSError:
