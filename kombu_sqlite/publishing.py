@@ -21,6 +21,9 @@ _INSERT_TRANSIENT = statement("insert_transient")
 
 #: The elected process looks at least this often; only what is due sooner rings it.
 _UPKEEP_NET_S = 0.5
+#: Payloads from this length on reach beyond the row's first page; see ``lease_row``.
+_PAD_FROM = 2000
+_PAD = " " * 250
 _OVERFLOW = "dropped: the queue was longer than its maximum"
 
 
@@ -145,6 +148,7 @@ class Publisher:
                     "headers": envelope.headers,
                     "properties": envelope.properties,
                     "expires_at": expires_at,
+                    "pad": _PAD if len(envelope.payload) >= _PAD_FROM else None,
                 },
             )
         if queue.arguments:

@@ -40,7 +40,7 @@ CREATE TABLE new_task_queue (
     deaths INTEGER NOT NULL DEFAULT 0,         -- executions that died; compared with max_attempts
     outcome_pending INTEGER NOT NULL DEFAULT 0,-- an end made by the broker still owes its result
     writer TEXT DEFAULT (sqlite_version()),    -- which SQLite wrote the row
-    pad TEXT                                   -- reserved: lets a large row keep its size as it fills
+    pad TEXT                                   -- keeps a large row's size the same as it fills: see lease_row
 );
 
 INSERT INTO new_task_queue (
