@@ -25,5 +25,6 @@ def _prepare_worker(sender: Any = None, **_: Any) -> None:
     if not issubclass(app.connection_for_read().get_transport_cls(), Transport):
         return
     app.steps["consumer"].add(Leases)
+    app.Task.Request = combine(app.Task.Request)  # tasks registered later inherit it
     for task in app.tasks.values():
         task.Request = combine(task.Request)

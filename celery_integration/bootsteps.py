@@ -29,6 +29,7 @@ class Leases(bootsteps.StartStopStep):
         channel = c.task_consumer.channel
         if isinstance(channel, Channel):
             channel.explicit_start = True
+            channel.on_refused = getattr(c.controller, "_quick_release", channel.on_refused)
             self._channel = channel
 
     def shutdown(self, c: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Callable
 from datetime import datetime, timezone
 from typing import Any
@@ -12,12 +13,17 @@ from celery.exceptions import TaskRevokedError
 from celery.utils.imports import symbol_by_name
 from celery.utils.log import get_logger
 from celery.worker import state
+from kombu.asynchronous import get_event_loop
 
+from kombu_sqlite import QueueBusyError, QueueDiskError, QueueReplacedError
 from kombu_sqlite.channel import Channel
 
 __all__ = ("LeasedRequest", "combine")
 
 logger = get_logger(__name__)
+
+#: A file locked or full is tried again after this long.
+_RETRY_AFTER_S = 0.1
 
 
 class LeasedRequest:
@@ -49,44 +55,89 @@ class LeasedRequest:
 
     def on_accepted(self, pid: int, time_accepted: float) -> None:
         """Record the start where the pool has no process of its own to hand the task to."""
-        if not getattr(self, "_lease_started", False):
-            self.begin()
-        message = self._message  # type: ignore[attr-defined]
-        if isinstance(message.channel, Channel):
-            message.channel.qos.mark_running(message.delivery_tag)
+        channel = self._lease_channel()
+        if channel is not None:
+            channel.qos.mark_running(self._message.delivery_tag)  # type: ignore[attr-defined]
+            if not self._lease_started:
+                self._begin_until_written(channel)
         super().on_accepted(pid, time_accepted)  # type: ignore[misc]
 
-    def begin(self) -> None:
+    _lease_started = False
+
+    def _lease_channel(self) -> Channel | None:
+        """Return the channel the start is reported to; None where nobody waits for it."""
+        message = self._message  # type: ignore[attr-defined]
+        channel = message.channel
+        if isinstance(channel, Channel) and channel.explicit_start and not message.acknowledged:
+            return channel
+        return None
+
+    def _begin_until_written(self, channel: Channel) -> None:
+        """Record the start from a thread or greenlet that can wait for the file."""
+        while True:
+            try:
+                self.begin(channel)
+                return
+            except (QueueBusyError, QueueDiskError) as exc:
+                logger.warning("%s waits to start: %s", self.id, exc)  # type: ignore[attr-defined]
+                time.sleep(_RETRY_AFTER_S)
+
+    def begin(self, channel: Channel) -> None:
         """Record that execution begins.
 
         Raises:
             TaskRevokedError: the lease was lost; the task must not run here.
+            QueueBusyError, QueueDiskError: nothing was recorded; try again.
         """
         message = self._message  # type: ignore[attr-defined]
-        channel = message.channel
+        task_id = self.id  # type: ignore[attr-defined]
+        try:
+            started = channel.start(message.delivery_tag)
+        except QueueReplacedError:
+            started = False  # the message is gone with its file
         self._lease_started = True
-        if not isinstance(channel, Channel) or not channel.explicit_start:
-            return
-        if message.acknowledged or channel.start([message.delivery_tag]):
+        if started:
             return
         logger.warning(
             "Lease lost before the start, not executed here: queue=%s task_id=%s delivery_tag=%s",
             message.delivery.queue,
-            self.id,  # type: ignore[attr-defined]
+            task_id,
             message.delivery_tag,
         )
         state.task_ready(self)
-        raise TaskRevokedError(self.id)  # type: ignore[attr-defined]
+        raise TaskRevokedError(task_id)
 
 
 def _starting_first(execute: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap ``execute_using_pool`` so that in prefork the start is recorded before it."""
+
     @functools.wraps(execute)
     def execute_using_pool(self: Any, pool: Any, **kwargs: Any) -> Any:
-        if isinstance(pool, PreforkPool) and not self.revoked():
-            self.begin()
+        channel = self._lease_channel()
+        if channel is None or not isinstance(pool, PreforkPool) or self._lease_started:
+            return execute(self, pool, **kwargs)
+        if self.revoked():
+            raise TaskRevokedError(self.id)
+        try:
+            self.begin(channel)
+        except (QueueBusyError, QueueDiskError) as exc:
+            logger.warning("%s waits to start: %s", self.id, exc)
+            hub = get_event_loop()
+            if hub is not None:
+                hub.call_later(_RETRY_AFTER_S, _execute_later, self, pool, channel)
+                return None
+            self._begin_until_written(channel)
         return execute(self, pool, **kwargs)
 
     return execute_using_pool
+
+
+def _execute_later(request: Any, pool: Any, channel: Channel) -> None:
+    """Try again what could not be started; a task refused then gives its process back."""
+    try:
+        request.execute_using_pool(pool)
+    except TaskRevokedError:
+        channel.on_refused()
 
 
 @functools.cache

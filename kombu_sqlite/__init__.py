@@ -28,6 +28,7 @@ from .errors import (
     QueueOptionError,
     QueueReplacedError,
     QueueSchemaError,
+    SessionLost,
 )
 from .models import Task, TaskLog, Worker
 from .queue import QueueDatabase
@@ -43,6 +44,7 @@ __all__ = (
     "QueueOptionError",
     "QueueReplacedError",
     "QueueSchemaError",
+    "SessionLost",
     "Task",
     "TaskLog",
     "Transport",

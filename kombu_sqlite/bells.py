@@ -15,6 +15,7 @@ import errno
 import mmap
 import os
 import socket
+import struct
 from collections.abc import Iterable
 from contextlib import suppress
 
@@ -28,6 +29,8 @@ UPKEEP_BELL = 0
 FIRST_CONSUMER_BELL = 1
 
 _SLOTS = 16384
+_BEAT = struct.Struct("<I")
+_SIZE = _SLOTS + _BEAT.size
 _ASLEEP = 1
 _AWAKE = 0
 _HAS_FIFOS = hasattr(os, "mkfifo")
@@ -55,9 +58,9 @@ class BellBoard:
     def _map(self) -> mmap.mmap:
         descriptor = open_side_file(self._path + "-bells", self._mode)
         try:
-            if os.fstat(descriptor).st_size < _SLOTS:
-                os.ftruncate(descriptor, _SLOTS)
-            return mmap.mmap(descriptor, _SLOTS)
+            if os.fstat(descriptor).st_size < _SIZE:
+                os.ftruncate(descriptor, _SIZE)
+            return mmap.mmap(descriptor, _SIZE)
         finally:
             os.close(descriptor)
 
@@ -74,6 +77,16 @@ class BellBoard:
                 if self.ring(number):
                     return True
         return False
+
+    def beat_upkeep(self) -> None:
+        """Show that the elected process is at work."""
+        flags = self.flags()
+        _BEAT.pack_into(flags, _SLOTS, (self.upkeep_beat() + 1) % 2**32)
+
+    def upkeep_beat(self) -> int:
+        """Return a number that moves while the elected process is at work."""
+        beat: int = _BEAT.unpack_from(self.flags(), _SLOTS)[0]
+        return beat
 
     def any_asleep(self, numbers: Iterable[int]) -> bool:
         """Return whether one of the consumers is asleep."""
@@ -108,6 +121,10 @@ class BellBoard:
             sender.sendto(b"\0", ("127.0.0.1", port))
         return True
 
+    def reset_in_child(self) -> None:
+        """In a forked child: another thread may have held the lock."""
+        self._lock = lock()
+
     def close(self) -> None:
         """Unmap the flags."""
         with self._lock:
@@ -126,6 +143,7 @@ class Bell:
         self._board = board
         self._flags = board.flags()
         self._rung = False
+        self._lock = lock()  # a descriptor closed meanwhile may be somebody else's already
         self.number = number
         self._pid = os.getpid()
         self._path = board.bell_path(number)
@@ -161,12 +179,15 @@ class Bell:
         """Make ``fileno()`` readable."""
         if self._rung:
             return
-        self._rung = True
-        if self._socket is None:
-            with suppress(BlockingIOError):
-                os.write(self._fd, b"\0")
-        else:
-            self._socket.sendto(b"\0", self._socket.getsockname())
+        with self._lock:
+            if self._fd < 0:
+                return
+            self._rung = True
+            if self._socket is None:
+                with suppress(BlockingIOError):
+                    os.write(self._fd, b"\0")
+            else:
+                self._socket.sendto(b"\0", self._socket.getsockname())
 
     def clear(self) -> None:
         """Take back the rings so far and lower the flag; the caller looks for work next.
@@ -185,13 +206,14 @@ class Bell:
 
     def close(self) -> None:
         """Free the bell; a forked child only closes its copy of the descriptor."""
-        if self._fd < 0:
-            return
-        descriptor, self._fd = self._fd, -1
-        if self._socket is not None:
-            self._socket.close()
-        else:
-            os.close(descriptor)
+        with self._lock:
+            if self._fd < 0:
+                return
+            descriptor, self._fd = self._fd, -1
+            if self._socket is not None:
+                self._socket.close()
+            else:
+                os.close(descriptor)
         if self._pid == os.getpid():
             with suppress(ValueError):  # the board may be unmapped by now
                 self.wake()

@@ -7,6 +7,7 @@ given (see ``settler``). A process killed in between leaves messages that are de
 from __future__ import annotations
 
 import os
+import threading
 from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -16,14 +17,16 @@ from kombu.utils.uuid import uuid
 
 from .batch import PublishBatch
 from .bells import Bell
+from .claims import Claimant
 from .declarations import DeclaringChannel
 from .envelope import encode
-from .errors import LeaseLost
+from .errors import LeaseLost, QueueBusyError
 from .foreign import BadMessageError
 from .log import describe, logger
 from .message import Message as _Message
 from .models import Delivery, DeliveryTag, Envelope, Settlement
 from .qos import QoS as _QoS
+from .store import CLAIM_WAIT_S
 
 if TYPE_CHECKING:
     from .transport import Transport
@@ -65,14 +68,19 @@ class Channel(DeclaringChannel):
         super().__init__(connection, **kwargs)
         self._pid = os.getpid()
         self.redis_order = self.store.options.priority_order == "redis"
+        #: Whether the last claim found the file locked and is to be tried again soon.
+        self.skipped_turn = False
         #: Whether the application reports by ``start`` when a message begins to execute.
         self.explicit_start = False
+        #: Called when a message that waited to be started turned out to be somebody else's.
+        self.on_refused: Callable[[], Any] = lambda: None
         self.no_ack_consumers: set[str] = set()  # type: ignore[assignment]
         self._by_tag: dict[str, _Consumer] = {}
         self._buffer: deque[Delivery] = deque()
         self._turn = 0
         self._starved = False  # the prefetch count, not a lack of messages, ended the last look
         self._retained = False
+        self._retain_lock = threading.Lock()
         self._expecting = False  # there may be more: a bell rang, or the last claim was full
         self._bell: Bell | None = None
 
@@ -190,13 +198,14 @@ class Channel(DeclaringChannel):
                     return self._hold(message, no_ack)
         if not self.store.claims.has_ready([queue], self.store.options.capabilities):
             return None
-        no_ack_queues = frozenset([queue]) if no_ack else frozenset()
-        claimant = self.store.claimant(not self.explicit_start, no_ack_queues)
-        while deliveries := self.store.settle_and_claim(claimant, [queue], 1):
+        while deliveries := self.store.settle_and_claim(self._claimant(), [queue], 1):
             message = self._to_message(deliveries[0])
             if message is not None:
-                return message if no_ack else self._hold(message, no_ack)
+                return self._hold(message, no_ack)
         return None
+
+    def _claimant(self) -> Claimant:
+        return self.store.claimant(not self.explicit_start)
 
     def _hold(self, message: _Message, no_ack: bool) -> _Message:
         """Keep a message until it is acknowledged, or acknowledge it at once."""
@@ -209,28 +218,20 @@ class Channel(DeclaringChannel):
         """Return a delivery as a message; None when it had to be quarantined."""
         try:
             return _Message(delivery, self, consumer_tag)
-        except BadMessageError as exc:
+        except Exception as exc:  # noqa: BLE001 - whatever a row does, it must not stop a worker
+            reason = str(exc) if isinstance(exc, BadMessageError) else repr(exc)
             logger.error(
                 "Quarantined as failed (%s): %s",
-                exc,
+                reason,
                 describe(delivery.queue, delivery.task_id, delivery.tag),
             )
-            self.store.settler.add(Settlement(delivery.tag, "failed", f"malformed row: {exc}"))
+            self.store.settler.add(Settlement(delivery.tag, "failed", f"malformed row: {reason}"))
             return None
 
     def deliver_one(self) -> bool:
-        """Hand one message to its consumer; return False when there is none to hand over.
-
-        Raises:
-            QueueBusyError: the file stayed locked; nothing was leased.
-        """
-        while True:
-            if not self._buffer and not self._fetch():
-                return False
-            try:
-                delivery = self._buffer.popleft()
-            except IndexError:
-                return False
+        """Hand one message to its consumer; return False when there is none to hand over."""
+        while self._buffer or self._fetch():
+            delivery = self._buffer.popleft()
             consumer = self._consumer_of(delivery.queue)
             if consumer is None:
                 self.store.settler.add(Settlement(delivery.tag, "release"))
@@ -238,10 +239,12 @@ class Channel(DeclaringChannel):
             message = self._to_message(delivery, consumer.tag)
             if message is None:
                 continue
-            if not consumer.no_ack:
-                self.qos.append(message, message.delivery_tag)
+            self.qos.append(message, message.delivery_tag)
+            if consumer.no_ack:
+                self.basic_ack(message.delivery_tag)
             consumer.callback(message)
             return True
+        return False
 
     def _consumer_of(self, queue: str) -> _Consumer | None:
         """Return the next consumer of ``queue``, in turn when there are several."""
@@ -263,10 +266,14 @@ class Channel(DeclaringChannel):
         self._turn += 1
         start = self._turn % len(self._active_queues)
         queues = self._active_queues[start:] + self._active_queues[:start]
-        no_ack = frozenset(c.queue for c in self._by_tag.values() if c.no_ack)
-        claimant = self.store.claimant(not self.explicit_start, no_ack)
         limit = CLAIM_AT_MOST if free is None else min(free, CLAIM_AT_MOST)
-        deliveries = self.store.settle_and_claim(claimant, queues, limit)
+        try:
+            deliveries = self.store.settle_and_claim(self._claimant(), queues, limit)
+        except QueueBusyError as exc:
+            logger.debug("A claim skips a turn: %s", exc)
+            self.skipped_turn = True
+            return False
+        self.skipped_turn = False
         self._buffer.extend(deliveries)
         self._expecting = len(deliveries) >= limit
         return bool(deliveries)
@@ -340,26 +347,48 @@ class Channel(DeclaringChannel):
         """End a delivery; the only way an end leaves this channel."""
         settler = self.store.settler
         settler.add(settlement)
-        if self.store.options.immediate_ack:
-            if settlement in settler.flush():
-                raise LeaseLost(
-                    f"Delivery {settlement.tag} belongs to somebody else by now; its "
-                    f"{settlement.action!r} was refused."
-                )
-        elif settlement.action == "requeue" and self._bell is not None:
-            settler.try_flush()  # the requeued message may be for this channel again
-            self._expecting = True
-            self._bell.ring_self()
-        self._room_made()
-        if self._retained and not len(self.qos):
-            self._retained = False
-            settler.try_flush()
+        try:
+            if self.store.options.immediate_ack:
+                self._commit_now(settlement)
+            elif settlement.action == "requeue" and self._bell is not None:
+                settler.try_flush()  # the requeued message may be for this channel again
+                self._expecting = True
+                self._bell.ring_self()
+        finally:
+            self._room_made()
+            self._let_go_if_done()
+
+    def _commit_now(self, settlement: Settlement) -> None:
+        if self.explicit_start:  # a worker's ack has nobody to raise to
+            self.store.settler.try_flush()
+        elif settlement in self.store.settler.flush():
+            raise LeaseLost(
+                f"Delivery {settlement.tag} belongs to somebody else by now; its "
+                f"{settlement.action!r} was refused."
+            )
+
+    def _let_go_if_done(self) -> None:
+        """Leave the store once the last message that outlived this channel has ended."""
+        if not self._retained or len(self.qos):
+            return
+        with self._retain_lock:
+            done, self._retained = self._retained, False
+        if done:
+            self.store.settler.try_flush()
             self.store.release()
 
-    def start(self, delivery_tags: list[str]) -> set[str]:
-        """Record that messages begin to execute; return those that may, the others were lost."""
-        tags = {DeliveryTag.parse(tag): tag for tag in delivery_tags}
-        return {tags[tag] for tag in self.store.deliveries.start(tags)}
+    def start(self, delivery_tag: str) -> bool:
+        """Record that a message begins to execute; False when it was lost and must not.
+
+        Raises:
+            QueueBusyError: nothing was recorded yet; try again soon.
+        """
+        tag = DeliveryTag.parse(delivery_tag)
+        if self.store.deliveries.start([tag], CLAIM_WAIT_S):
+            return True
+        self.qos.forget(delivery_tag)
+        self._room_made()
+        return False
 
     def basic_qos(
         self, prefetch_size: int = 0, prefetch_count: int = 0, apply_global: bool = False
@@ -387,25 +416,31 @@ class Channel(DeclaringChannel):
         if self.closed:
             return
         self.closed = True
-        with ExitStack() as stack:  # each step is taken, whatever the ones before it raised
-            stack.callback(self._leave_transport, self.connection)
+        transport, bell = self.connection, self._bell
+        with ExitStack() as stack:  # the last one first, each whatever the others raised
+            if transport is not None:
+                stack.callback(transport.close_channel, self)
             if self._pid != os.getpid():
                 return
-            if self._bell is not None:
-                stack.callback(self.store.close_bell, self._bell)
+            stack.callback(self._retain_running)
+            if bell is not None:
+                stack.callback(self.store.close_bell, bell)
+                stack.callback(self._detach_bell, transport, bell)
             stack.callback(self.give_back)
             for tag in list(self._by_tag):
                 stack.callback(self.basic_cancel, tag)
 
-    def _leave_transport(self, transport: Any) -> None:
-        if transport is not None:
-            if self._bell is not None:
-                transport.on_bell_closed(self._bell)
-            transport.close_channel(self)
+    def _detach_bell(self, transport: Any, bell: Bell) -> None:
         self._bell = None
-        if len(self.qos) and self._pid == os.getpid() and not self.store.replaced:
-            self._retained = True  # its session renews what is being executed until that ends
+        if transport is not None:
+            transport.on_bell_closed(bell)
+
+    def _retain_running(self) -> None:
+        """Stay in the store, whose session renews what is being executed, until that ends."""
+        if len(self.qos) and not self.store.retired:
             self.store.retain()
+            self._retained = True
+            self._let_go_if_done()
 
     def __del__(self) -> None:
         """Give back what a dropped, never closed channel held; the flusher's thread writes it."""

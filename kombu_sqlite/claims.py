@@ -15,18 +15,18 @@ from typing import Any
 
 from .clock import to_text
 from .database import Database, Handle, execute_many
-from .deliveries import end_values
+from .errors import SessionLost
 from .foreign import check_columns
 from .log import describe, logger
 from .models import Delivery, DeliveryTag
-from .routing import meets
+from .routing import Topology, meets
 from .sql import statement
 from .topology import TopologyStore
 
 __all__ = ("Claimant", "Claims")
 
 _LEASE = statement("lease_row")
-_END = statement("end_delivery")
+_LIVE = statement("get_live_worker")
 _PLAIN_LANE = "{}"
 _FIND = {
     "priority": statement("find_ready"),
@@ -48,7 +48,6 @@ class Claimant:
         started: whether a claim is the begin of execution. Where the application reports the
             begin by itself (``start``), a prefetched message that dies with its worker counts no
             death.
-        no_ack: queues whose messages end with their delivery.
         capabilities: what the consumer offers to messages with a ``compatibility``.
         scheduling: ``priority``, ``fifo``, ``lifo`` or ``weighted``.
     """
@@ -56,7 +55,6 @@ class Claimant:
     worker: str
     lease_s: float = 60.0
     started: bool = True
-    no_ack: frozenset[str] = frozenset()
     capabilities: dict[str, Any] = field(default_factory=dict)
     scheduling: str = "priority"
 
@@ -74,18 +72,23 @@ class Claims:
     def has_ready(self, queues: Iterable[str], capabilities: dict[str, Any]) -> bool:
         """Return whether any of ``queues`` has a message for such a consumer; a read only."""
         now = to_text(time.time())
-        with self._database.reading() as handle:
-            topology = self._topology.current(handle)
-            for name in queues:
-                queue = topology.queues.get(name)
-                if queue is not None and queue.transient:
-                    if handle.one(statement("peek_transient"), {"queue": name, "now": now}):
-                        return True
-                    continue
-                for lane in self._lanes(handle, name, capabilities):
-                    if handle.one(statement("peek_ready"), {"queue": name, "lane": lane}):
-                        return True
-        return False
+        try:
+            with self._database.reading() as handle:
+                topology = self._topology.current(handle)
+                return any(self._peek(handle, topology, name, capabilities, now) for name in queues)
+        except UnicodeDecodeError:
+            return True  # the claim quarantines it
+
+    def _peek(
+        self, handle: Handle, topology: Topology, name: str, capabilities: dict[str, Any], now: str
+    ) -> bool:
+        queue = topology.queues.get(name)
+        if queue is not None and queue.transient:
+            return handle.one(statement("peek_transient"), {"queue": name, "now": now}) is not None
+        return any(
+            handle.one(statement("peek_ready"), {"queue": name, "lane": lane})
+            for lane in self._lanes(handle, name, capabilities)
+        )
 
     def _lanes(self, handle: Handle, queue: str, capabilities: dict[str, Any]) -> Sequence[str]:
         """Return the lanes of ``queue`` this consumer may claim from."""
@@ -94,7 +97,8 @@ class Claims:
                 return (_PLAIN_LANE,)
             self._has_lanes = True
         rows = handle.all(statement("list_lanes"), {"queue": queue})
-        return [lane for (lane,) in rows if meets(capabilities, lane)]
+        lanes = [bytes(lane).decode("utf-8") for (lane,) in rows]
+        return [lane for lane in lanes if meets(capabilities, lane)]
 
     # -- claiming ------------------------------------------------------------------------------
 
@@ -119,6 +123,7 @@ class Claims:
             The deliveries, queue by queue in the order given, within a queue in its own order.
 
         Raises:
+            SessionLost: ``claimant`` is no live worker any more.
             UnicodeDecodeError: a row's text is not UTF-8; roll back, then call
                 ``quarantine_undecodable``.
         """
@@ -129,6 +134,10 @@ class Claims:
             "lease_until": to_text(time.time() + claimant.lease_s),
             "started": now if claimant.started else None,
         }
+        if handle.one(_LIVE, terms) is None:
+            raise SessionLost(
+                f"{claimant.worker} was silent longer than its visibility timeout; connect again."
+            )
         topology = self._topology.current(handle)
         claimed: list[Delivery] = []
         drained: set[str] = set()
@@ -142,7 +151,7 @@ class Claims:
                 share = left if round_no else -(-left // (len(queues) - position))
                 queue = topology.queues.get(name)
                 if queue is not None and queue.transient:
-                    found = self._claim_transient(handle, claimant, terms, name, share)
+                    found = self._claim_transient(handle, terms, name, share)
                 else:
                     found = self._claim_durable(handle, claimant, terms, name, share)
                 claimed.extend(found)
@@ -153,10 +162,9 @@ class Claims:
         return claimed
 
     def _claim_transient(
-        self, handle: Handle, claimant: Claimant, terms: dict[str, Any], queue: str, limit: int
+        self, handle: Handle, terms: dict[str, Any], queue: str, limit: int
     ) -> list[Delivery]:
-        name = "take_transient" if queue in claimant.no_ack else "claim_transient"
-        rows = handle.all(statement(name), {**terms, "queue": queue, "limit": limit})
+        rows = handle.all(statement("claim_transient"), {**terms, "queue": queue, "limit": limit})
         rows.sort(key=lambda row: (row[3], row[0]))
         return [
             Delivery(
@@ -184,9 +192,6 @@ class Claims:
             deliveries.extend(good)
             if len(good) == len(rows):
                 break  # nothing was turned away, so there is no more
-        if queue in claimant.no_ack:
-            ends = [end_values(entry.tag, "completed", None, terms["now"]) for entry in deliveries]
-            execute_many(handle, _END, ends)
         return deliveries
 
     def _find(self, handle: Handle, claimant: Claimant, queue: str, limit: int) -> list[Any]:
@@ -224,11 +229,11 @@ class Claims:
         """Return the delivery a row found ready becomes; end the row if it must not be one."""
         (row_id, number, queue, type_, priority, payload, headers, properties, task_id) = row[:9]
         attempts, deaths, expires_at, run_after = row[9:]
-        if expires_at is not None and expires_at <= now:
+        if isinstance(expires_at, str) and expires_at <= now:
             handle.run(statement("cancel_found"), {"id": row_id, "now": now, "error": "expired"})
             return None
         if headers is None:
-            reason = check_columns(type_, priority, run_after)
+            reason = check_columns(type_, priority, run_after, expires_at)
             if reason is not None:
                 self._quarantine(handle, row_id, queue, reason, now)
                 return None

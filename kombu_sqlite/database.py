@@ -38,6 +38,7 @@ _FIXED_VERSIONS = ((3, 51, 3), (3, 50, 7), (3, 44, 6))
 _IDENTITY_INTERVAL_S = 1.0
 _FORK_WAIT_S = 15.0  # longer than any wait for the write lock
 _BUSY_RETRY_S = 0.001
+_GATE_RETRY_S = 0.0005
 
 Params = dict[str, Any] | Sequence[Any]
 
@@ -97,7 +98,7 @@ class Handle:
         if self._green is not None:
             self._green.acquire()
         if self.depth == 0:
-            self.in_use.acquire()
+            self._pass_fork_gate()
             try:
                 if self.connection is None:
                     self.database.open_handle(self)
@@ -110,6 +111,15 @@ class Handle:
                     self._green.release()
                 raise
         self.depth += 1
+
+    def _pass_fork_gate(self) -> None:
+        """Take ``in_use`` at a moment at which no thread of this process is forking."""
+        while True:
+            self.in_use.acquire()
+            if not _fork_gate.closed:
+                return
+            self.in_use.release()
+            native.sleep(_GATE_RETRY_S)
 
     def release(self) -> None:
         """Leave."""
@@ -137,16 +147,31 @@ class Handle:
         assert self.connection is not None
         return self.connection.changes()
 
-    def begin(self) -> None:
-        """Take the write lock, or raise BusyError once ``busy_timeout`` has passed.
+    def begin(self, wait_s: float | None) -> None:
+        """Take the write lock, or raise BusyError once ``wait_s`` has passed.
 
         Where ``time.sleep`` yields to greenlets the wait is ours, so that they run meanwhile;
         elsewhere it is SQLite's, which in APSW's build retries each millisecond.
+
+        Arguments:
+            wait_s: None waits for ``busy_timeout``.
         """
-        if self._green is None:
+        if self._green is None and wait_s is None:
             self.cursor.execute("BEGIN IMMEDIATE")
             return
-        deadline = time.monotonic() + self.database.options.busy_timeout
+        assert self.connection is not None
+        usual_s = self.database.options.busy_timeout
+        patience_s = usual_s if wait_s is None else min(wait_s, usual_s)
+        self.connection.set_busy_timeout(0 if self._green else int(patience_s * 1000))
+        try:
+            if self._green is None:
+                self.cursor.execute("BEGIN IMMEDIATE")
+            else:
+                self._begin_yielding(time.monotonic() + patience_s)
+        finally:
+            self.connection.set_busy_timeout(int(usual_s * 1000))
+
+    def _begin_yielding(self, deadline: float) -> None:
         while True:
             try:
                 self.cursor.execute("BEGIN IMMEDIATE")
@@ -201,7 +226,11 @@ class Reading(_Scope):
 class Transaction(_Scope):
     """A write transaction (BEGIN IMMEDIATE), or a savepoint inside one."""
 
-    __slots__ = ("_nested",)
+    __slots__ = ("_nested", "_wait_s")
+
+    def __init__(self, database: Database, wait_s: float | None) -> None:
+        super().__init__(database)
+        self._wait_s = wait_s
 
     def __enter__(self) -> Handle:
         handle = self._enter()
@@ -210,7 +239,7 @@ class Transaction(_Scope):
             if self._nested:
                 handle.run("SAVEPOINT nested")
             else:
-                handle.begin()
+                handle.begin(self._wait_s)
         except BaseException as exc:
             handle.release()
             if isinstance(exc, apsw.Error):
@@ -283,15 +312,18 @@ class Database:
 
     # -- use -----------------------------------------------------------------------------------
 
-    def transaction(self) -> Transaction:
+    def transaction(self, wait_s: float | None = None) -> Transaction:
         """Return a context for writing: BEGIN IMMEDIATE, then COMMIT, or ROLLBACK on exception.
 
         Inside another one of the same thread it is a savepoint.
 
+        Arguments:
+            wait_s: how long to wait for the write lock; None waits for ``busy_timeout``.
+
         Raises:
             QueueBusyError: the write lock was not to be had within ``busy_timeout``.
         """
-        return Transaction(self)
+        return Transaction(self, wait_s)
 
     def reading(self) -> Reading:
         """Return a context for reading."""
@@ -323,7 +355,14 @@ class Database:
     # -- opening -------------------------------------------------------------------------------
 
     def open_handle(self, handle: Handle) -> None:
-        """Open ``handle``'s connection, the file and its schema as needed."""
+        """Open ``handle``'s connection, the file and its schema as needed.
+
+        One thread at a time, so that none takes another's half-opened file for a foreign one.
+        """
+        with _fork_gate.opening:
+            self._open_handle(handle)
+
+    def _open_handle(self, handle: Handle) -> None:
         if self.replaced:
             raise self._replaced_error()
         if self._forked_while_open:
@@ -341,8 +380,7 @@ class Database:
         location.create_file(self.path, self.options.file_mode)
         connection = apsw.Connection(self.path, flags=apsw.SQLITE_OPEN_READWRITE)
         try:
-            green = handle.__dict__["_green"] is not None
-            schema.prepare_connection(connection, self.options, busy_wait=not green)
+            schema.prepare_connection(connection, self.options)
             if first:
                 schema.ensure_schema(connection, self.path)
         except BaseException:
@@ -392,9 +430,13 @@ class Database:
 
     def discard_handle(self, handle: Handle) -> None:
         """Close the connection of a thread that has ended."""
+        if handle.in_use.acquire(True, _FORK_WAIT_S):
+            try:
+                handle.close()
+            finally:
+                handle.in_use.release()
         with self._lock:
             self._handles.discard(handle)
-        handle.close()
 
     # -- fork ----------------------------------------------------------------------------------
 
@@ -439,11 +481,47 @@ class _Keeper:
         self.handle = handle
 
     def __del__(self) -> None:
-        self.handle.database.discard_handle(self.handle)
+        if self.handle.pid == os.getpid():
+            self.handle.database.discard_handle(self.handle)
+        else:  # the threads of the parent, gone in a forked child
+            self.handle.close()
+
+
+class _ForkGate:
+    """Keeps every connection of this process closed while one of its threads forks."""
+
+    def __init__(self) -> None:
+        self.closed = False
+        self.opening = native.lock()
+        self._forking = native.lock()
+        self._held: list[Handle] = []
+
+    def close(self) -> None:
+        """Before a fork: close what is open, let nobody open anything."""
+        self._forking.acquire()
+        self.closed = True
+        for database in list(_databases):
+            self._held.extend(database.close_before_fork())
+
+    def open_in_parent(self) -> None:
+        """After a fork: go on."""
+        for database in list(_databases):
+            database.reset_in_parent()
+        for handle in self._held:
+            handle.in_use.release()
+        self._held.clear()
+        self.closed = False
+        self._forking.release()
+
+    def open_in_child(self) -> None:
+        """After a fork: start afresh."""
+        for database in list(_databases):
+            database.reset_in_child()
+        self.__init__()  # type: ignore[misc]
 
 
 _databases: weakref.WeakSet[Database] = weakref.WeakSet()
-_fork_held: list[Handle] = []
+_fork_gate = _ForkGate()
 
 
 def _opened_elsewhere(database: Database) -> bool:
@@ -456,34 +534,11 @@ def _opened_elsewhere(database: Database) -> bool:
     )
 
 
-def _before_fork() -> None:
-    for database in list(_databases):
-        _fork_held.extend(database.close_before_fork())
-
-
-def _after_fork_in_parent() -> None:
-    for database in list(_databases):
-        database.reset_in_parent()
-    _release_held()
-
-
-def _after_fork_in_child() -> None:
-    for database in list(_databases):
-        database.reset_in_child()
-    _fork_held.clear()
-
-
-def _release_held() -> None:
-    for handle in _fork_held:
-        handle.in_use.release()
-    _fork_held.clear()
-
-
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(
-        before=_before_fork,
-        after_in_parent=_after_fork_in_parent,
-        after_in_child=_after_fork_in_child,
+        before=_fork_gate.close,
+        after_in_parent=_fork_gate.open_in_parent,
+        after_in_child=_fork_gate.open_in_child,
     )
 
 

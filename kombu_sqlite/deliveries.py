@@ -30,23 +30,31 @@ class Deliveries:
         """Return whether this thread is inside a transaction of somebody else's."""
         return self._database.handle().depth > 0
 
-    def start(self, tags: Iterable[DeliveryTag]) -> set[DeliveryTag]:
-        """Record that execution begins; return the tags that may run, the others were lost."""
+    def start(self, tags: Iterable[DeliveryTag], wait_s: float | None = None) -> set[DeliveryTag]:
+        """Record that execution begins; return the tags that may run, the others were lost.
+
+        Raises:
+            QueueBusyError: nothing was recorded within ``wait_s``; try again.
+        """
         now = to_text(time.time())
         started = set()
-        with self._database.transaction() as handle:
+        with self._database.transaction(wait_s) as handle:
             for tag in tags:
-                handle.run(
-                    statement("start_delivery"),
-                    {"id": tag.row_id, "delivery_no": tag.delivery_no, "now": now},
-                )
-                if handle.changes():
+                values = {"id": tag.row_id, "delivery_no": tag.delivery_no, "now": now}
+                if tag.transient:
+                    mine = handle.one(statement("get_transient_lease"), values) is not None
+                else:
+                    handle.run(statement("start_delivery"), values)
+                    mine = bool(handle.changes())
+                if mine:
                     started.add(tag)
         return started
 
-    def settle(self, settlements: Sequence[Settlement]) -> tuple[list[Settlement], set[str]]:
+    def settle(
+        self, settlements: Sequence[Settlement], wait_s: float | None = None
+    ) -> tuple[list[Settlement], set[str]]:
         """End deliveries in one transaction; see ``settle_within``."""
-        with self._database.transaction() as handle:
+        with self._database.transaction(wait_s) as handle:
             return self.settle_within(handle, settlements)
 
     def settle_within(
@@ -95,6 +103,9 @@ class Deliveries:
         """Extend the lease of one delivery; return False when it was lost."""
         now_s = time.time()
         with self._database.transaction() as handle:
+            if tag.transient:
+                values = {"id": tag.row_id, "delivery_no": tag.delivery_no}
+                return handle.one(statement("get_transient_lease"), values) is not None
             handle.run(
                 statement("renew_delivery"),
                 {

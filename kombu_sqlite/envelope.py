@@ -49,6 +49,7 @@ def encode(message: dict[str, Any], exchange: str, routing_key: str, redis_order
         expires_at=_time_of(headers.get("expires"), "expires", task_id) if is_task else None,
         ttl_ms=_milliseconds(properties.get("expiration")),
         compatibility=_compatibility(headers.get("compatibility")),
+        persistent=properties.get("delivery_mode") != 1,
     )
 
 

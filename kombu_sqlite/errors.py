@@ -11,6 +11,7 @@ __all__ = (
     "QueueOptionError",
     "QueueReplacedError",
     "QueueSchemaError",
+    "SessionLost",
 )
 
 
@@ -43,6 +44,13 @@ class QueueDiskError(QueueDatabaseError):
 
 class QueueReplacedError(QueueDatabaseError):
     """The file was moved, deleted or replaced while open; connect again to use the new one."""
+
+
+class SessionLost(QueueDatabaseError):
+    """This process was silent longer than its visibility timeout; what it held went to others.
+
+    Connect again to go on under a new name.
+    """
 
 
 class LeaseLost(QueueDatabaseError):

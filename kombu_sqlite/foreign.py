@@ -16,7 +16,9 @@ class BadMessageError(Exception):
     """A row that cannot become a message; its text is the reason to quarantine it with."""
 
 
-def check_columns(type_: object, priority: object, run_after: object) -> str | None:
+def check_columns(
+    type_: object, priority: object, run_after: object, expires_at: object
+) -> str | None:
     """Return what is wrong with a foreign row's columns; None when nothing is.
 
     SQLite stores any kind of value in any column (sqlite.org/datatype3.html), and a number in a
@@ -30,6 +32,8 @@ def check_columns(type_: object, priority: object, run_after: object) -> str | N
         return f"run_after_utc is not text of the form YYYY-MM-DD HH:MM:SS: {run_after!r}"
     if parse_time(run_after) is None:
         return f"run_after_utc is not a time: {run_after!r}"
+    if expires_at is not None and parse_time(expires_at) is None:
+        return f"expires_at_utc is not a time: {expires_at!r}"
     return None
 
 

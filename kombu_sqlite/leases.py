@@ -16,6 +16,9 @@ __all__ = ("LeaseKeeper",)
 #: counts this many seconds, so that a machine waking up gives everybody time to renew.
 _MAX_GAP_S = 1.5
 
+#: A silent worker's last chance to renew, once the file was seen to be writable.
+_LAST_CALL_S = 1.0
+
 
 @dataclass
 class _Silence:
@@ -23,6 +26,7 @@ class _Silence:
 
     beat: int
     silent_s: float = 0.0
+    called_at_s: float | None = None
 
 
 class LeaseKeeper:
@@ -57,14 +61,14 @@ class LeaseKeeper:
                 self._workers = handle.all(statement("list_live_workers"))
         workers = self._workers
         gone = [
-            (worker, reason)
+            (worker, reason, beat)
             for worker, byte, beat, timeout_s in workers
             if (reason := self._judge(worker, byte, beat, timeout_s or 60.0, gap))
         ]
         self._silences = {row[0]: self._silences[row[0]] for row in workers}
         queues: set[str] = set()
-        for worker, reason in gone:
-            queues |= self.reclaim(worker, reason)
+        for worker, reason, beat in gone:
+            queues |= self.reclaim(worker, reason, beat)
         return queues
 
     def _judge(
@@ -73,20 +77,32 @@ class LeaseKeeper:
         """Return why ``worker`` is gone; None when it is not, or may not be."""
         silence = self._silences.get(worker)
         if silence is None or silence.beat != beat:
-            self._silences[worker] = _Silence(beat)
+            silence = self._silences[worker] = _Silence(beat)
         else:
             silence.silent_s += gap_s
-        alive = self._locks.is_alive(byte)
-        if alive is False:
+        if self._locks.is_alive(byte) is False:
             return "is dead"
         if byte in self._locks.held_bytes():
             return None  # this process itself
-        if self._silences[worker].silent_s > timeout_s:
-            return f"was silent for {timeout_s:g} s"
-        return None
+        if silence.silent_s <= timeout_s:
+            return None
+        if silence.called_at_s is None:
+            self._prove_writable()
+            silence.called_at_s = silence.silent_s
+        if silence.silent_s <= silence.called_at_s + _LAST_CALL_S:
+            return None
+        return f"was silent for {timeout_s:g} s"
 
-    def reclaim(self, worker: str, reason: str) -> set[str]:
+    def _prove_writable(self) -> None:
+        """Take the write lock once: while somebody else has it nobody can renew a lease."""
+        with self._database.transaction():
+            pass
+
+    def reclaim(self, worker: str, reason: str, beat: int) -> set[str]:
         """Queue again, or fail as exhausted, all that ``worker`` held, in one transaction.
+
+        Arguments:
+            beat: the one it was judged by; if it has beaten since, nothing is reclaimed.
 
         Returns:
             The queues that have messages again.
@@ -94,6 +110,8 @@ class LeaseKeeper:
         parameters = {"worker": worker, "now": now_text()}
         self._version = -1
         with self._database.transaction() as handle:
+            if handle.one(statement("get_live_worker"), parameters) != (beat,):
+                return set()
             exhausted = handle.all(statement("exhaust_leased_of"), parameters)
             requeued = handle.all(statement("requeue_leased_of"), parameters)
             transient = handle.all(statement("release_transient_of"), parameters)
@@ -114,7 +132,8 @@ class LeaseKeeper:
         with self._database.reading() as handle:
             owners = {row[0] for row in handle.all(statement("list_owners"))}
             known = {row[0] for row in handle.all(statement("list_live_workers"))}
-        if owners <= known:
+            nameless = handle.one(statement("any_nameless_lease"))
+        if owners <= known and nameless is None:
             return set()
         with self._database.transaction() as handle:
             exhausted = handle.all(statement("exhaust_unowned"), parameters)

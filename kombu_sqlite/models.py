@@ -62,6 +62,7 @@ class Envelope(NamedTuple):
     expires_at: str | None = None
     ttl_ms: int | None = None
     compatibility: str = "{}"
+    persistent: bool = True
 
 
 class Settlement(NamedTuple):

@@ -77,7 +77,8 @@ class Publisher:
         """Publish messages, each ``(exchange, routing key, envelope)``, in one transaction.
 
         All of them are in the file when this returns; none is when it raises. A message that no
-        binding matches is dropped, as AMQP does.
+        binding matches is dropped, as AMQP does; one for a queue nobody has declared makes that
+        queue, unless its delivery mode is transient.
 
         Raises:
             KeyError: an exchange is not declared.
@@ -92,6 +93,8 @@ class Publisher:
                 for name in topology.route(exchange, routing_key):
                     queue = topology.queues.get(name)
                     if queue is None:  # nobody has declared it yet; the message must not get lost
+                        if not envelope.persistent:
+                            continue  # a reply to somebody who is gone, as AMQP drops it
                         queue = Queue(name)
                         self._topology.insert_queue(handle, queue)
                         topology = self._topology.current(handle)

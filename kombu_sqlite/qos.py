@@ -52,6 +52,11 @@ class QoS:
         if delivery_tag in self._unacked:
             self._running.add(delivery_tag)
 
+    def forget(self, delivery_tag: str) -> None:
+        """Let go of a message that is somebody else's by now."""
+        self._unacked.pop(delivery_tag, None)
+        self._running.discard(delivery_tag)
+
     def forget_running(self) -> None:
         """Keep nothing: whoever executed messages of this channel has stopped."""
         self._running.clear()

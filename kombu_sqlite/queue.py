@@ -14,7 +14,7 @@ import apsw
 
 from .clock import from_text, now_text, parse_time
 from .database import Params, execute_many
-from .errors import LeaseLost
+from .errors import LeaseLost, SessionLost
 from .location import default_path
 from .models import (
     NORMAL_PRIORITY,
@@ -60,7 +60,7 @@ class QueueDatabase:
     @property
     def _store(self) -> Store:
         store = self._opened
-        if store is None or store.replaced:
+        if store is None or store.retired:
             self.close()
             store = self._opened = open_store(self._options)
         return store
@@ -285,7 +285,10 @@ class QueueDatabase:
         The leases are renewed by a thread for as long as this process lives. When it dies the
         messages are delivered again, at most ``max_attempts`` times.
         """
-        return self._store.claim(self._store.claimant(), [queue], limit)
+        try:
+            return self._store.claim(self._store.claimant(), [queue], limit)
+        except SessionLost:
+            return self._store.claim(self._store.claimant(), [queue], limit)  # under a new name
 
     def complete(self, delivery: Delivery) -> None:
         """End a delivery as completed.

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import apsw
 
+from . import native
 from .errors import QueueLocationError, QueueSchemaError
 from .options import Options
 from .sql import migrations
@@ -24,13 +25,9 @@ CREATE TABLE IF NOT EXISTS schema_versions (
 )"""
 
 
-def prepare_connection(connection: apsw.Connection, options: Options, busy_wait: bool) -> None:
-    """Set every pragma; each function below states its reason.
-
-    Arguments:
-        busy_wait: whether SQLite itself waits for locks; not where greenlets must run meanwhile.
-    """
-    _wait_when_busy(connection, options.busy_timeout if busy_wait else 0.0)
+def prepare_connection(connection: apsw.Connection, options: Options) -> None:
+    """Set every pragma; each function below states its reason."""
+    _wait_when_busy(connection, options.busy_timeout)
     _lay_out_new_file(connection)
     _use_write_ahead_log(connection, options.busy_timeout)
     _sync_at(connection, options.synchronous)
@@ -63,7 +60,7 @@ def _use_write_ahead_log(connection: apsw.Connection, timeout_s: float) -> None:
         except apsw.BusyError:  # another process is switching; SQLite does not wait here
             if time.monotonic() >= deadline:
                 raise
-            time.sleep(0.002)
+            native.sleep(0.002)
     if mode != "wal":
         raise QueueLocationError(
             f"SQLite cannot keep a write-ahead log here (journal mode {mode!r}); "

@@ -7,18 +7,17 @@ a dead process is told from a slow one without guessing, on one host; elsewhere 
 
 from __future__ import annotations
 
-import contextlib
+import itertools
 import json
 import os
 import secrets
 import socket
-import time
 from typing import Any
 
 from . import native
 from .clock import now_text
 from .database import Database
-from .errors import QueueBusyError, QueueDatabaseError, QueueReplacedError
+from .errors import QueueDatabaseError, QueueReplacedError
 from .location import open_side_file
 from .log import logger
 from .sql import statement
@@ -35,6 +34,7 @@ UPKEEP_BYTE = 0
 FIRST_SESSION_BYTE = 1
 
 _MAX_BEAT_INTERVAL_S = 15.0
+_RETRY_AFTER_S = 0.2
 
 
 class LockFile:
@@ -106,8 +106,8 @@ class Session:
     """This process as the owner of leases; one row of ``workers``.
 
     All leases of the process are renewed by one write to that row. A session that was judged
-    silent (stopped, suspended) finds its row retired; it then goes on under a new name, and what
-    it held under the old one is somebody else's.
+    silent (stopped, suspended) finds its row retired: it is lost, and what it held is somebody
+    else's. Whoever connects again gets a new one.
     """
 
     def __init__(
@@ -123,6 +123,8 @@ class Session:
         self._capabilities = capabilities
         self._waker = native.Waker()
         self._closed = False
+        #: Whether the file no longer knows this session; every claim then raises SessionLost.
+        self.lost = False
         self.worker_id = ""
         self.lock_byte = -1
         self._register()
@@ -137,64 +139,75 @@ class Session:
     def _register(self) -> None:
         """Insert the row and lock its byte, both before anybody can see the row."""
         worker_id = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
-        with self._database.transaction() as handle:
-            byte = handle.one(
-                statement("insert_worker"),
-                {
-                    "worker": worker_id,
-                    "capabilities": json.dumps(self._capabilities),
-                    "now": now_text(),
-                    "host": socket.gethostname(),
-                    "pid": os.getpid(),
-                    "first": FIRST_SESSION_BYTE,
-                    "visibility_timeout": self.visibility_timeout_s,
-                },
-            )[0]
-            self._hold(byte)
+        byte = -1
+        try:
+            with self._database.transaction() as handle:
+                used = {row[0] for row in handle.all(statement("list_lock_bytes"))}
+                byte = self._hold_free_byte(used)
+                handle.run(
+                    statement("insert_worker"),
+                    {
+                        "worker": worker_id,
+                        "capabilities": json.dumps(self._capabilities),
+                        "now": now_text(),
+                        "host": socket.gethostname(),
+                        "pid": os.getpid(),
+                        "lock_byte": byte,
+                        "visibility_timeout": self.visibility_timeout_s,
+                    },
+                )
+        except BaseException:
+            self._locks.release(byte)
+            raise
         self.worker_id = worker_id
         self.lock_byte = byte
 
-    def _hold(self, byte: int) -> None:
-        for _ in range(200):  # another process may be asking about this byte's former owner
-            if self._locks.try_hold(byte) or fcntl is None:
-                return
-            time.sleep(0.005)
-        raise QueueDatabaseError(
-            f"Byte {byte} of {self._database.path + '-sessions'!r} is locked by a process that is "
-            "not in the file; was the queue's file replaced but not the files beside it?"
-        )
+    def _hold_free_byte(self, used: set[int]) -> int:
+        """Lock the first byte that no row names and that can be had.
+
+        A worker that was judged silent may still hold the byte its row no longer names.
+        """
+        for byte in itertools.count(FIRST_SESSION_BYTE):
+            if byte not in used and (self._locks.try_hold(byte) or fcntl is None):
+                return byte
+        raise AssertionError("unreachable")
 
     def _renew_until_closed(self) -> None:
+        interval_s = self.beat_interval_s
         while not self._closed:
-            if native.select_readable([self._waker.fileno()], self.beat_interval_s):
+            if native.select_readable([self._waker.fileno()], interval_s):
                 self._waker.clear()
                 continue
-            self._renew()
+            interval_s = self._renew()
 
-    def _renew(self) -> None:
+    def _renew(self) -> float:
+        """Renew the lease; return in how many seconds to do it again."""
         try:
             with self._database.transaction() as handle:
                 handle.run(statement("beat_worker"), {"worker": self.worker_id, "now": now_text()})
                 known = handle.changes() == 1
-        except QueueBusyError:
-            return  # next beat; the lease lasts four
         except QueueReplacedError as exc:
-            self._closed = True  # whoever connects again registers in the new file
             logger.error("%s", exc)
-            return
-        except QueueDatabaseError:
-            logger.exception("The lease of %s could not be renewed.", self.worker_id)
-            return
-        if not known and not self._closed:
-            logger.warning(
-                "%s was silent longer than its visibility timeout (%g s): its messages went to "
-                "others. It goes on under a new name.",
-                self.worker_id,
-                self.visibility_timeout_s,
-            )
-            self._locks.release(self.lock_byte)
-            with contextlib.suppress(QueueBusyError):
-                self._register()
+            self._give_up()
+        except QueueDatabaseError as exc:
+            logger.warning("The lease of %s could not be renewed yet: %s", self.worker_id, exc)
+            return min(self.beat_interval_s, _RETRY_AFTER_S)
+        else:
+            if not known and not self._closed:
+                logger.warning(
+                    "%s was silent longer than its visibility timeout (%g s): its messages went "
+                    "to others.",
+                    self.worker_id,
+                    self.visibility_timeout_s,
+                )
+                self._give_up()
+        return self.beat_interval_s
+
+    def _give_up(self) -> None:
+        """Serve no more: whoever connects again registers anew."""
+        self.lost = True
+        self._closed = True
+        self._locks.release(self.lock_byte)
 
     def close(self) -> None:
         """Stop renewing, give back what is still held, uncounted, and leave the file."""

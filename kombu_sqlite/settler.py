@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from . import native
 from .deliveries import Deliveries
-from .errors import QueueDatabaseError, QueueReplacedError
+from .errors import QueueBusyError, QueueDatabaseError, QueueReplacedError
 from .log import describe, logger
 from .models import Settlement
 
@@ -21,6 +21,7 @@ __all__ = ("Settler",)
 
 _FLUSH_AFTER_S = 0.02
 _FLUSH_AT = 64
+_FLUSH_WAIT_S = 0.1
 _RETRY_AFTER_S = 0.25
 _CLOSE_WITHIN_S = 10.0
 
@@ -66,7 +67,9 @@ class Settler:
             self._wake_thread()  # a rollback of the caller's would take the ends with it
             return
         try:
-            self.flush()
+            self.flush(_FLUSH_WAIT_S)
+        except QueueBusyError:
+            pass  # a claim or the flusher writes them soon
         except QueueDatabaseError as exc:
             logger.warning("Acknowledgements wait for the file: %s", exc)
 
@@ -85,8 +88,11 @@ class Settler:
         if settlements:
             self._wake_thread()
 
-    def flush(self) -> list[Settlement]:
+    def flush(self, wait_s: float | None = None) -> list[Settlement]:
         """Commit what is pending now; return the settlements whose lease was lost.
+
+        Arguments:
+            wait_s: how long to wait for the write lock; None waits for ``busy_timeout``.
 
         Raises:
             QueueDatabaseError: nothing was written; what was pending still is.
@@ -95,7 +101,7 @@ class Settler:
         if not settlements:
             return []
         try:
-            lost, requeued = self._deliveries.settle(settlements)
+            lost, requeued = self._deliveries.settle(settlements, wait_s)
         except BaseException:
             self.put_back(settlements)
             raise

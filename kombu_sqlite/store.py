@@ -28,6 +28,10 @@ __all__ = ("Store", "open_store")
 
 _PURGED = "purged"
 
+#: How long a claim waits for the write lock before it skips its turn, in seconds: the loop it
+#: runs in has other things to do.
+CLAIM_WAIT_S = 0.1
+
 
 class Store:
     """Publishes, claims and ends messages of one file.
@@ -71,14 +75,13 @@ class Store:
                 )
             return self._session
 
-    def claimant(self, started: bool = True, no_ack: frozenset[str] = frozenset()) -> Claimant:
+    def claimant(self, started: bool = True) -> Claimant:
         """Return the terms on which this process claims."""
         options = self.options
         return Claimant(
             self.session().worker_id,
             options.visibility_timeout,
             started,
-            no_ack,
             options.capabilities,
             options.scheduling,
         )
@@ -109,7 +112,7 @@ class Store:
         """Commit the acknowledgements so far and lease new messages, in one transaction."""
         pending = self.settler.take()
         try:
-            with self.database.transaction() as handle:
+            with self.database.transaction(CLAIM_WAIT_S) as handle:
                 lost, requeued = self.deliveries.settle_within(handle, pending)
                 deliveries = self.claims.claim_within(handle, claimant, queues, limit)
         except UnicodeDecodeError:
@@ -121,7 +124,21 @@ class Store:
             raise
         self.settler.report(lost)
         self.ring(requeued)
+        if len(deliveries) >= limit:
+            self._pass_on(queues)
         return deliveries
+
+    def _pass_on(self, queues: Sequence[str]) -> None:
+        """Ring the next consumer: whoever takes work and sees more does not keep it waiting."""
+        topology = self.topology.known
+        if topology is None:
+            return
+        for name in queues:
+            bells = topology.bells.get(name, [])
+            if self.board.any_asleep(bell for bell, _ in bells) and self.claims.has_ready(
+                [name], self.options.capabilities
+            ):
+                self.ringer.ring(topology, name)
 
     def ring(self, queues: Iterable[str]) -> None:
         """Wake one sleeping consumer for each of ``queues``.
@@ -224,9 +241,10 @@ class Store:
             self.board.close()
 
     @property
-    def replaced(self) -> bool:
-        """Whether the file was moved, deleted or replaced; this store then serves no more."""
-        return self.database.replaced
+    def retired(self) -> bool:
+        """Whether this store serves no more: its file was replaced, or its session lost."""
+        session = self._session
+        return self.database.replaced or (session is not None and session.lost)
 
     def retain(self) -> None:
         """Count one more user."""
@@ -248,6 +266,7 @@ class Store:
         self._lock = threading.Lock()
         self._session = None
         self._upkeep = None
+        self.board.reset_in_child()
         self.settler = Settler(self.deliveries, self.ring)
 
 
@@ -273,7 +292,7 @@ def open_store(options: Options) -> Store:
     """Return the process's store for these options; call its ``release`` when done."""
     with _stores_lock:
         store = _stores.get(_key(options))
-        if store is None or store.replaced:
+        if store is None or store.retired:
             store = _stores[_key(options)] = Store(options)
             _all_stores.add(store)
         store.users += 1

@@ -28,6 +28,11 @@ class TopologyStore:
         self._database = database
         self._known: Topology | None = None
 
+    @property
+    def known(self) -> Topology | None:
+        """The routing as last read; None before the first read."""
+        return self._known
+
     def current(self, handle: Handle) -> Topology:
         """Return the routing as of ``handle``'s transaction; reads it only when it changed."""
         version = handle.one(_VERSION)[0]
@@ -87,8 +92,8 @@ class TopologyStore:
     def declare_queue(self, queue: Queue) -> None:
         """Make a queue known; of two declarations the newer one's arguments hold."""
         known = self.read().queues.get(queue.name)
-        if known is not None and known.arguments == queue.arguments:
-            return
+        if known is not None and known.arguments == queue.arguments and not queue.auto_delete:
+            return  # one that deletes itself is written again: it waits for a consumer anew
         with self._database.transaction() as handle:
             self.insert_queue(handle, queue)
 
@@ -155,7 +160,9 @@ class TopologyStore:
     def add_consumer(
         self, handle: Handle, worker: str, bell: int, queue: str, capabilities: dict[str, Any]
     ) -> None:
-        """Register that ``bell`` wakes a consumer of ``queue``."""
+        """Register that ``bell`` wakes a consumer of ``queue``, made durable if unknown."""
+        if queue not in self.current(handle).queues and not queue.startswith("\0"):
+            self.insert_queue(handle, Queue(queue))
         handle.run(
             statement("insert_consumer"),
             {

@@ -19,9 +19,11 @@ from .channel import Channel as _Channel
 from .errors import (
     LeaseLost,
     QueueBusyError,
+    QueueDatabaseError,
     QueueDiskError,
     QueueLocationError,
     QueueReplacedError,
+    SessionLost,
 )
 from .log import logger
 from .options import Options, path_from_url
@@ -35,6 +37,9 @@ _BUSY_RETRY_S = 0.05
 
 #: Messages handed over in one turn of the event loop before others get theirs.
 _TURN = 64
+
+#: Deliveries after which the blocking loop looks at channels that did not come to sleep.
+_LOOK_EVERY = 16
 
 
 class Transport(virtual.Transport):
@@ -57,13 +62,14 @@ class Transport(virtual.Transport):
         *virtual.Transport.connection_errors,
         QueueReplacedError,
         QueueDiskError,
+        SessionLost,
     )
     channel_errors: tuple[type[Exception], ...] = (  # type: ignore[assignment]
         *virtual.Transport.channel_errors,
         QueueBusyError,
         LeaseLost,
     )
-    recoverable_connection_errors = (QueueReplacedError, QueueDiskError)
+    recoverable_connection_errors = (QueueReplacedError, QueueDiskError, SessionLost)
     recoverable_channel_errors = (QueueBusyError,)
 
     implements = base.Transport.implements.extend(
@@ -80,6 +86,7 @@ class Transport(virtual.Transport):
         self._loop: Any = None
         self._net: Any = None
         self._turn = 0
+        self._pid = os.getpid()
 
     # -- connecting ----------------------------------------------------------------------------
 
@@ -143,7 +150,7 @@ class Transport(virtual.Transport):
 
     def verify_connection(self, connection: Any) -> bool:
         """Return whether the connection is open, to a file that is still there."""
-        return self._store is not None and not self._store.replaced
+        return self._store is not None and not self._store.retired
 
     def driver_version(self) -> str:
         """Return SQLite's version."""
@@ -173,42 +180,39 @@ class Transport(virtual.Transport):
                 return
             left = None if deadline is None else deadline - time.monotonic()
             if left is not None and left <= 0:
+                if any(channel.look() for channel in self.channels) and self._deliver_one():
+                    return
                 raise TimeoutError  # socket.timeout
             self._sleep(_NET_S if left is None else min(left, _NET_S))
 
     def _deliver_one(self) -> bool:
         """Deliver one message of any channel, each in turn; return whether there was one."""
         channels = self.channels
-        for _ in range(len(channels)):
-            self._turn += 1
-            channel = channels[self._turn % len(channels)]
-            try:
-                if channel.deliver_one():
-                    return True
-            except QueueBusyError as exc:
-                logger.debug("A claim skips a turn: %s", exc)
+        self._turn += 1
+        if self._turn % _LOOK_EVERY == 0 and len(channels) > 1:
+            for channel in channels:  # a busy channel keeps the others from sleeping, so from bells
+                channel.look()
+        for step in range(len(channels)):
             if not channels:
-                break
+                break  # closed by a callback
+            if channels[(self._turn + step) % len(channels)].deliver_one():
+                return True
         return False
 
     def _sleep(self, timeout_s: float) -> None:
         """Wait until a bell rings, yielding to greenlets where ``select`` does."""
-        bells = [channel.bell for channel in self.channels if channel.bell is not None]
-        try:
-            ready = [channel.prepare_sleep() for channel in self.channels]
-        except QueueBusyError:
-            timeout_s, ready = min(timeout_s, _BUSY_RETRY_S), [True]
-        if all(ready):
-            if bells:
-                rung = _wait_readable([bell.fileno() for bell in bells], timeout_s)
-            else:
-                rung = []
-                time.sleep(timeout_s)
-            for channel in self.channels:
-                if channel.bell is not None and channel.bell.fileno() in rung:
-                    channel.expect()
-        for bell in bells:
-            bell.clear()
+        bells = {c.bell.fileno(): c for c in self.channels if c.bell is not None}
+        ready = [channel.prepare_sleep() for channel in self.channels]
+        if not all(ready):
+            timeout_s = _BUSY_RETRY_S if any(c.skipped_turn for c in self.channels) else 0
+        if not bells:
+            time.sleep(timeout_s)
+            return
+        for fd in _wait_readable(list(bells), timeout_s):
+            bells[fd].expect()
+        for channel in bells.values():
+            if channel.bell is not None:
+                channel.bell.clear()
 
     # -- Celery's event loop -------------------------------------------------------------------
 
@@ -228,8 +232,8 @@ class Transport(virtual.Transport):
 
     def _leave_loop(self) -> None:
         loop, self._loop = self._loop, None
-        if loop is None:
-            return
+        if loop is None or self._pid != os.getpid():
+            return  # a forked child shares the parent's poller: taking out here would deafen it
         if self._net is not None:
             self._net.cancel()
             self._net = None
@@ -254,21 +258,20 @@ class Transport(virtual.Transport):
             return
         bell.clear()
         channel.expect()
-        try:
-            for _ in range(_TURN):
-                if not channel.deliver_one():
-                    break
-                if channel.closed or channel.bell is None:
-                    return
-            else:
-                bell.ring_self()  # there may be more; others come first
+        for _ in range(_TURN):
+            if not channel.deliver_one():
+                break
+            if channel.closed or channel.bell is None:
                 return
-            if not channel.prepare_sleep():
-                bell.ring_self()
-        except QueueBusyError as exc:
-            logger.debug("A claim skips a turn: %s", exc)
-            if self._loop is not None:
-                self._loop.call_later(_BUSY_RETRY_S, bell.ring_self)
+        else:
+            bell.ring_self()  # there may be more; others come first
+            return
+        if channel.prepare_sleep():
+            return
+        if channel.skipped_turn and self._loop is not None:
+            self._loop.call_later(_BUSY_RETRY_S, bell.ring_self)
+        else:
+            bell.ring_self()
 
     def _on_net(self) -> None:
         for channel in list(self.channels):
@@ -295,7 +298,10 @@ def _close_at_exit(pid: int = os.getpid()) -> None:
     if os.getpid() != pid:
         return  # a forked child: nothing here is its own
     for transport in list(_open_transports):
-        transport.close_connection(transport)
+        try:
+            transport.close_connection(transport)
+        except QueueDatabaseError as exc:
+            logger.warning("A connection was not closed in good order: %s", exc)
 
 
 atexit.register(_close_at_exit)

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
+from typing import TypeVar
 
 import apsw
 
 from . import native
 from .bells import UPKEEP_BELL, Bell, BellBoard
-from .clock import from_text, now_text, to_text
+from .clock import boottime_s, now_text, parse_time, to_text
 from .database import Database
-from .errors import QueueBusyError, QueueDatabaseError, QueueReplacedError
+from .errors import QueueBusyError, QueueReplacedError
 from .leases import LeaseKeeper
 from .log import describe, logger
 from .options import Options
@@ -26,6 +28,8 @@ from .topology import TopologyStore
 from .watcher import LOOK_AFTER_S, PAUSE_S, ForeignWatcher
 
 __all__ = ("Upkeep",)
+
+T = TypeVar("T")
 
 _ELECTION_INTERVAL_S = 0.5
 _OWNERS_INTERVAL_S = 0.4
@@ -66,6 +70,9 @@ class Upkeep:
         self._ringer = Ringer(board)
         self._waker = native.Waker()
         self._closed = False
+        self._checked_at = boottime_s()
+        self._elected_beat = -1
+        self._silent_s = 0.0
         self._done: dict[str, tuple[float, int]] = {}  # duty -> when, and at which change
         self._changes = 0
         self._data_version = -1
@@ -88,40 +95,64 @@ class Upkeep:
     # -- the thread ----------------------------------------------------------------------------
 
     def _run(self) -> None:
-        while not self._closed:
-            try:
-                if not self._locks.try_hold(UPKEEP_BYTE):
-                    native.select_readable([self._waker.fileno()], _ELECTION_INTERVAL_S)
-                    continue
-                try:
-                    self._serve()
-                finally:
-                    self._locks.release(UPKEEP_BYTE)
-            except QueueReplacedError as exc:
-                logger.error("%s", exc)
-                return  # whoever connects again stands for election in the new file
-            except (QueueDatabaseError, OSError):
-                logger.exception("Upkeep of %r failed; it is tried again.", self._database.path)
-                native.select_readable([self._waker.fileno()], _ELECTION_INTERVAL_S)
+        while not self._closed and not self._database.replaced:
+            self._duty(self._stand_for_election)
+            native.select_readable([self._waker.fileno()], _ELECTION_INTERVAL_S)
 
-    def _serve(self) -> None:
+    def _stand_for_election(self) -> None:
+        """Serve once elected, or while the elected process is silent."""
+        if self._locks.try_hold(UPKEEP_BYTE):
+            try:
+                self._serve(Bell(self._board, UPKEEP_BELL, self._options.file_mode))
+            finally:
+                self._locks.release(UPKEEP_BYTE)
+        elif self._elected_is_silent():
+            logger.warning("The process elected for upkeep is silent; this one stands in.")
+            self._serve(None)
+
+    def _elected_is_silent(self) -> bool:
+        """Return whether the elected process, alive or stopped, has done nothing for too long."""
+        now = boottime_s()
+        gap_s = min(now - self._checked_at, 2 * _ELECTION_INTERVAL_S)
+        self._checked_at = now
+        beat = self._board.upkeep_beat()
+        if beat != self._elected_beat:
+            self._elected_beat = beat
+            self._silent_s = 0.0
+        else:
+            self._silent_s += gap_s
+        return self._silent_s > self._options.visibility_timeout
+
+    def _serve(self, bell: Bell | None) -> None:
+        """Do the duties until closed; without a bell of its own, only while nobody else does.
+
+        Two processes at it do no harm: what they write is conditional on what they find.
+        """
         leases = LeaseKeeper(self._database, self._locks)
-        bell = Bell(self._board, UPKEEP_BELL, self._options.file_mode)
         watcher = ForeignWatcher(self._database.path)
         try:
             self._done.clear()
             self._data_version = -1
             while not self._closed:
+                if bell is not None:
+                    self._board.beat_upkeep()
+                    bell.sleep()  # before looking: a ring from now on ends the wait
+                elif self._board.upkeep_beat() != self._elected_beat:
+                    return
                 self._tick(leases)
-                bell.sleep()
                 self._wait(bell, watcher)
+        except QueueReplacedError as exc:
+            logger.error("%s", exc)  # whoever connects again stands for election in the new file
         finally:
             watcher.close()
-            bell.close()
+            if bell is not None:
+                bell.close()
 
-    def _wait(self, bell: Bell, watcher: ForeignWatcher) -> None:
+    def _wait(self, bell: Bell | None, watcher: ForeignWatcher) -> None:
         """Sleep until the bell rings, somebody writes to the log, or something falls due."""
-        fds = [self._waker.fileno(), bell.fileno()]
+        fds = [self._waker.fileno()]
+        if bell is not None:
+            fds.append(bell.fileno())
         timeout_s = self._sleep_s(_NET_S if watcher.fileno() < 0 else _WATCHED_NET_S)
         if self._looks:
             timeout_s = min(timeout_s, self._looks.pop(0))
@@ -129,7 +160,7 @@ class Upkeep:
         if watcher.fileno() >= 0 and listening_in_s <= 0:
             fds.append(watcher.fileno())
         readable = native.select_readable(fds, timeout_s)
-        if bell.fileno() in readable:
+        if bell is not None and bell.fileno() in readable:
             bell.clear()
         if watcher.fileno() in readable and watcher.take():
             self._looks = list(LOOK_AFTER_S)
@@ -153,26 +184,41 @@ class Upkeep:
     # -- one turn ------------------------------------------------------------------------------
 
     def _tick(self, leases: LeaseKeeper) -> None:
+        """Do what is to be done now; a duty that fails keeps none of the others from being done."""
+        changed = self._duty(self._file_changed)
+        if changed:
+            self._changes += 1
+            self._looks.clear()
+            self._duty(self._read_next_due)
+        if self._next_due_s is not None and self._next_due_s <= time.time():
+            self._duty(self.promote)
+        if self._is_time("owners", _OWNERS_INTERVAL_S, _OWNERS_INTERVAL_S):
+            self._duty(lambda: self._ring_all(leases.check(self._changes)))
+        if changed:
+            self._duty(self.ring_for_ready)
+        if self._is_time("housekeeping", _HOUSEKEEPING_INTERVAL_S, _IDLE_INTERVAL_S):
+            for duty in (self.expire, self.mend_irregular, self._delete_unused_queues, self.prune):
+                self._duty(duty)
+        if self._is_time("unowned", _IDLE_INTERVAL_S, _IDLE_INTERVAL_S):
+            self._duty(lambda: self._ring_all(leases.reclaim_unowned()))
+        if self._is_time("checkpoint", _CHECKPOINT_INTERVAL_S, _IDLE_INTERVAL_S):
+            self._duty(self.checkpoint)
+
+    def _duty(self, duty: Callable[[], T]) -> T | None:
+        """Do one duty; one that fails is logged and comes again.
+
+        Raises:
+            QueueReplacedError: there is nothing to look after any more.
+        """
         try:
-            changed = self._file_changed()
-            if changed:
-                self._changes += 1
-                self._looks.clear()
-                self._read_next_due()
-            if self._next_due_s is not None and self._next_due_s <= time.time():
-                self.promote()
-            if self._is_time("owners", _OWNERS_INTERVAL_S, _OWNERS_INTERVAL_S):
-                self._ring_all(leases.check(self._changes))
-            if changed:
-                self.ring_for_ready()
-            if self._is_time("housekeeping", _HOUSEKEEPING_INTERVAL_S, _IDLE_INTERVAL_S):
-                self._housekeep()
-            if self._is_time("unowned", _IDLE_INTERVAL_S, _IDLE_INTERVAL_S):
-                self._ring_all(leases.reclaim_unowned())
-            if self._is_time("checkpoint", _CHECKPOINT_INTERVAL_S, _IDLE_INTERVAL_S):
-                self.checkpoint()
+            return duty()
         except QueueBusyError:
-            pass  # somebody holds the lock for long; next turn
+            return None  # somebody holds the lock for long; next turn
+        except QueueReplacedError:
+            raise
+        except Exception:  # noqa: BLE001 - logged whole; the other duties must go on
+            logger.exception("Upkeep of %r failed; it is tried again.", self._database.path)
+            return None
 
     def _file_changed(self) -> bool:
         """Return whether another connection has committed since the last call.
@@ -186,23 +232,31 @@ class Upkeep:
         except FileNotFoundError:
             log = None
         mark = (log.st_mtime_ns, log.st_size) if log is not None else None
-        settled = log is not None and abs(time.time() - log.st_mtime) > _MTIME_DOUBT_S
-        if mark == self._log_mark and settled:
+        if mark is not None and mark == self._log_mark:
             return False
-        self._log_mark = mark
+        settled = log is not None and abs(time.time() - log.st_mtime) > _MTIME_DOUBT_S
         with self._database.reading() as handle:
             version = handle.one(statement("data_version"))[0]
+        self._log_mark = mark if settled else None
         changed = bool(version != self._data_version)
         self._data_version = version
         return changed
 
     def _read_next_due(self) -> None:
+        """Learn when the next row falls due; one whose time is none must not hide the others."""
         with self._database.reading() as handle:
-            text = handle.one(statement("next_due"))[0]
-        try:
-            self._next_due_s = None if text is None else from_text(text).timestamp()
-        except ValueError:
-            self._next_due_s = None  # not a time; quarantined by the housekeeping
+            raw = handle.one(statement("next_due"))[0]
+        if raw is None:
+            self._next_due_s = None
+            return
+        text = bytes(raw).decode("utf-8", "replace")
+        moment = parse_time(text)
+        if moment is not None:
+            self._next_due_s = moment.timestamp()
+        elif text <= now_text():
+            self._next_due_s = 0.0  # promoted at once, and quarantined by the claim
+        else:
+            self._next_due_s = time.time() + _HOUSEKEEPING_INTERVAL_S  # mended by then
 
     def promote(self) -> None:
         """Make ready what is due, in batches, and wake consumers after each."""
@@ -225,10 +279,10 @@ class Upkeep:
                 queue = topology.queues.get(name)
                 if queue is not None and queue.transient:
                     peek, values = "peek_transient", {"queue": name, "now": now_text()}
-                    lanes = [("{}",)] if handle.one(statement(peek), values) else []
+                    lanes = [(b"{}",)] if handle.one(statement(peek), values) else []
                 else:
                     lanes = handle.all(statement("list_lanes"), {"queue": name})
-                waiting.extend((name, lane) for (lane,) in lanes)
+                waiting.extend((name, bytes(lane).decode("utf-8", "replace")) for (lane,) in lanes)
         for name, lane in waiting:
             self._ringer.ring(topology, name, lane)
 
@@ -237,12 +291,6 @@ class Upkeep:
             self._ringer.ring_each(self._topology.read(), queues)
 
     # -- housekeeping --------------------------------------------------------------------------
-
-    def _housekeep(self) -> None:
-        self.expire()
-        self.mend_irregular()
-        self._delete_unused_queues()
-        self.prune()
 
     def expire(self) -> None:
         """Cancel queued messages, and delete transient ones, whose time to live is over."""

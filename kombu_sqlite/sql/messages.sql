@@ -101,7 +101,7 @@ WITH RECURSIVE lane(compatibility) AS (
              WHERE t.queue = :queue AND t.compatibility > lane.compatibility
                AND t.status = 'queued' AND t.run_after_utc <= t.updated_at_utc)
       FROM lane WHERE lane.compatibility IS NOT NULL)
-SELECT compatibility FROM lane WHERE compatibility IS NOT NULL;
+SELECT CAST(compatibility AS BLOB) FROM lane WHERE compatibility IS NOT NULL;
 
 -- name: peek_ready
 -- Whether a queue has a ready message in one lane; the check before sleeping is this read.
@@ -171,6 +171,7 @@ SELECT id,
        CASE WHEN typeof(task_id) = 'text' THEN CAST(task_id AS BLOB) END,
        CASE WHEN typeof(priority) = 'text' THEN CAST(priority AS BLOB) END,
        CASE WHEN typeof(run_after_utc) = 'text' THEN CAST(run_after_utc AS BLOB) END,
+       CASE WHEN typeof(expires_at_utc) = 'text' THEN CAST(expires_at_utc AS BLOB) END,
        CASE WHEN typeof(compatibility) = 'text' THEN CAST(compatibility AS BLOB) END
 FROM task_queue INDEXED BY ix_task_status_prio_time
 WHERE queue = :queue AND status = 'queued' AND run_after_utc <= updated_at_utc;

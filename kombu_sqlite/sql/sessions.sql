@@ -4,9 +4,15 @@ INSERT INTO workers (
     worker_id, capabilities, heartbeat_utc, started_at_utc, host, pid, lock_byte,
     visibility_timeout_s)
 VALUES (
-    :worker, :capabilities, :now, :now, :host, :pid,
-    (SELECT coalesce(max(lock_byte), :first - 1) + 1 FROM workers), :visibility_timeout)
-RETURNING lock_byte;
+    :worker, :capabilities, :now, :now, :host, :pid, :lock_byte, :visibility_timeout);
+
+-- name: list_lock_bytes
+-- The bytes that rows name.
+SELECT lock_byte FROM workers WHERE lock_byte IS NOT NULL;
+
+-- name: get_live_worker
+-- The beat of a worker that has not been found gone; a claim under a retired name is refused.
+SELECT beat FROM workers WHERE worker_id = :worker AND lock_byte IS NOT NULL;
 
 -- name: beat_worker
 -- Renews all leases of a worker: one row, however many messages it holds.
@@ -68,6 +74,11 @@ UPDATE task_queue SET
     locked_by = NULL, lease_until_utc = NULL, reserved_at_utc = NULL,
     processing_started_utc = NULL
 WHERE status = 'processing' AND locked_by = :worker;
+
+-- name: any_nameless_lease
+-- Whether a row is processing without an owner.
+SELECT 1 FROM task_queue INDEXED BY ix_task_leased
+WHERE status = 'processing' AND locked_by IS NULL LIMIT 1;
 
 -- name: exhaust_unowned
 -- Fails started messages without a known owner whose lease is over and that died too often.

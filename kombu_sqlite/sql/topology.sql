@@ -3,8 +3,9 @@
 SELECT version FROM topology;
 
 -- name: bump_topology
--- Tells all processes to read the routing anew.
-UPDATE topology SET version = version + 1;
+-- Tells all processes to read the routing anew. A random version never comes twice: one that was
+-- rolled back must not be taken for another process's.
+UPDATE topology SET version = random();
 
 -- name: list_exchanges
 -- All exchanges.
@@ -39,7 +40,8 @@ DELETE FROM bindings WHERE exchange = :name;
 -- Declares a queue; the newest declaration's arguments hold.
 INSERT INTO queues (name, durable, auto_delete, exclusive, arguments, last_used_utc)
 VALUES (:name, :durable, :auto_delete, :exclusive, :arguments, :now)
-ON CONFLICT (name) DO UPDATE SET arguments = :arguments, last_used_utc = :now;
+ON CONFLICT (name) DO UPDATE SET arguments = :arguments, last_used_utc = :now,
+    had_consumer = EXISTS (SELECT 1 FROM consumers c WHERE c.queue = :name);
 
 -- name: touch_queue
 -- Records that a queue is in use; its expiry counts from here.

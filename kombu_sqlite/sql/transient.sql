@@ -13,15 +13,10 @@ WHERE id IN (
     ORDER BY priority, id LIMIT :limit)
 RETURNING id, delivery_no, queue, priority, payload, headers, properties;
 
--- name: take_transient
--- Takes up to :limit messages of one transient queue out of the file (no acknowledgement).
-DELETE FROM transient_messages
-WHERE id IN (
-    SELECT id FROM transient_messages
-    WHERE queue = :queue AND locked_by IS NULL
-      AND (expires_at_utc IS NULL OR expires_at_utc > :now)
-    ORDER BY priority, id LIMIT :limit)
-RETURNING id, delivery_no + 1, queue, priority, payload, headers, properties;
+-- name: get_transient_lease
+-- Whether a delivery of a transient message is still its holder's.
+SELECT 1 FROM transient_messages
+WHERE id = :id AND delivery_no = :delivery_no AND locked_by IS NOT NULL;
 
 -- name: peek_transient
 -- Whether a transient queue has a message to deliver.

@@ -9,7 +9,7 @@ RETURNING queue;
 
 -- name: next_due
 -- When the next waiting message falls due.
-SELECT min(run_after_utc) FROM task_queue INDEXED BY ix_task_waiting
+SELECT CAST(min(run_after_utc) AS BLOB) FROM task_queue INDEXED BY ix_task_waiting
 WHERE status = 'queued' AND run_after_utc > updated_at_utc;
 
 -- name: cancel_expired
