@@ -124,7 +124,7 @@ def _starting_first(execute: Callable[..., Any]) -> Callable[..., Any]:
             logger.warning("%s waits to start: %s", self.id, exc)
             hub = get_event_loop()
             if hub is not None:
-                hub.call_later(_RETRY_AFTER_S, _execute_later, self, pool, channel)
+                hub.call_later(_RETRY_AFTER_S, _execute_later, self, pool, channel)  # type: ignore[no-untyped-call]
                 return None
             self._begin_until_written(channel)
         return execute(self, pool, **kwargs)

@@ -150,36 +150,33 @@ class Handle:
     def begin(self, wait_s: float | None) -> None:
         """Take the write lock, or raise BusyError once ``wait_s`` has passed.
 
-        Where ``time.sleep`` yields to greenlets the wait is ours, so that they run meanwhile;
-        elsewhere it is SQLite's, which in APSW's build retries each millisecond.
+        The wait is ours: a constant short one, since SQLite's own grows to 100 ms a try and lets
+        whoever came last go first; and one that yields to greenlets where ``time.sleep`` does.
 
         Arguments:
             wait_s: None waits for ``busy_timeout``.
         """
-        if self._green is None and wait_s is None:
-            self.cursor.execute("BEGIN IMMEDIATE")
-            return
-        assert self.connection is not None
+        connection = self.connection
+        assert connection is not None
         usual_s = self.database.options.busy_timeout
-        patience_s = usual_s if wait_s is None else min(wait_s, usual_s)
-        self.connection.set_busy_timeout(0 if self._green else int(patience_s * 1000))
+        connection.set_busy_timeout(0)
         try:
-            if self._green is None:
-                self.cursor.execute("BEGIN IMMEDIATE")
-            else:
-                self._begin_yielding(time.monotonic() + patience_s)
+            self.cursor.execute("BEGIN IMMEDIATE")
+        except apsw.BusyError:
+            self._begin_by(time.monotonic() + (usual_s if wait_s is None else min(wait_s, usual_s)))
         finally:
-            self.connection.set_busy_timeout(int(usual_s * 1000))
+            connection.set_busy_timeout(int(usual_s * 1000))
 
-    def _begin_yielding(self, deadline: float) -> None:
+    def _begin_by(self, deadline: float) -> None:
+        sleep = time.sleep if self._green is not None else native.sleep
         while True:
+            sleep(_BUSY_RETRY_S)
             try:
                 self.cursor.execute("BEGIN IMMEDIATE")
                 return
             except apsw.BusyError:
                 if time.monotonic() >= deadline:
                     raise
-                time.sleep(_BUSY_RETRY_S)
 
     def close(self) -> None:
         """Close the connection; in a forked child only forget it, since closing loses data."""

@@ -89,6 +89,7 @@ class LeaseKeeper:
         if silence.called_at_s is None:
             self._prove_writable()
             silence.called_at_s = silence.silent_s
+            self._checked_at = boottime_s()  # the wait for the lock is nobody's silence
         if silence.silent_s <= silence.called_at_s + _LAST_CALL_S:
             return None
         return f"was silent for {timeout_s:g} s"
