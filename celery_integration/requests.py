@@ -63,6 +63,7 @@ class LeasedRequest:
         super().on_accepted(pid, time_accepted)  # type: ignore[misc]
 
     _lease_started = False
+    _lease_waiting = False
 
     def _lease_channel(self) -> Channel | None:
         """Return the channel the start is reported to; None where nobody waits for it."""
@@ -79,8 +80,14 @@ class LeasedRequest:
                 self.begin(channel)
                 return
             except (QueueBusyError, QueueDiskError) as exc:
-                logger.warning("%s waits to start: %s", self.id, exc)  # type: ignore[attr-defined]
+                self.say_waiting(exc)
                 time.sleep(_RETRY_AFTER_S)
+
+    def say_waiting(self, reason: Exception) -> None:
+        """Log, once, that the start waits for the file."""
+        if not self._lease_waiting:
+            self._lease_waiting = True
+            logger.warning("%s waits to start: %s", self.id, reason)  # type: ignore[attr-defined]
 
     def begin(self, channel: Channel) -> None:
         """Record that execution begins.
@@ -121,7 +128,7 @@ def _starting_first(execute: Callable[..., Any]) -> Callable[..., Any]:
         try:
             self.begin(channel)
         except (QueueBusyError, QueueDiskError) as exc:
-            logger.warning("%s waits to start: %s", self.id, exc)
+            self.say_waiting(exc)
             hub = get_event_loop()
             if hub is not None:
                 hub.call_later(_RETRY_AFTER_S, _execute_later, self, pool, channel)  # type: ignore[no-untyped-call]
