@@ -45,23 +45,14 @@ class Queue:
 
 
 def topic_pattern(binding_key: str) -> re.Pattern[str]:
-    """Return what a topic binding matches: ``*`` one word, ``#`` zero or more words.
+    """Return what matches a topic binding's keys, each with a dot appended.
 
-    The rule is AMQP 0-9-1's (section 3.1.3.3).
+    ``*`` stands for one word, ``#`` for zero or more (AMQP 0-9-1, 3.1.3.3). The dot ends every
+    word, also the last, so that zero words need no special case.
     """
-    words = binding_key.split(".")
-    pattern = ""
-    for position, word in enumerate(words):
-        if word == "#":
-            if len(words) == 1:
-                return re.compile(r".*\Z", re.S)
-            # zero words take no dot: "a.#" matches "a", "#.b" matches "b"
-            pattern += r"(?:[^.]*\.)*" if position == 0 else r"(?:\.[^.]*)*"
-            continue
-        if position > 0 and not (position == 1 and words[0] == "#"):
-            pattern += r"\."
-        pattern += r"[^.]*" if word == "*" else re.escape(word)
-    return re.compile(pattern + r"\Z", re.S)
+    wildcards = {"*": r"[^.]*\.", "#": r"(?:[^.]*\.)*"}
+    words = (wildcards.get(word, re.escape(word) + r"\.") for word in binding_key.split("."))
+    return re.compile("".join(words) + r"\Z", re.DOTALL)
 
 
 class Topology:
@@ -112,7 +103,7 @@ class Topology:
         if exchange.type == "fanout":
             names = [queue for _, queue in bound]
         elif exchange.type == "topic":
-            names = [queue for key, queue in bound if self._pattern(key).match(routing_key)]
+            names = [queue for key, queue in bound if self._pattern(key).match(routing_key + ".")]
         else:
             names = [queue for key, queue in bound if key == routing_key]
         return tuple(dict.fromkeys(names))
