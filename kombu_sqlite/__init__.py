@@ -3,14 +3,16 @@
 Rooms, from the ground up; each imports only from those above it:
 
 - ``errors``, ``options``, ``clock``, ``native``, ``log``: what everything needs.
-- ``location``, ``sql``, ``schema``, ``database``: one file, its connections, its transactions.
+- ``location``, ``sql``, ``schema``, ``forking``, ``handles``, ``database``: one file, its
+  connections, its transactions.
 - ``models``, ``routing``, ``topology``: rows, and which queue a message goes to.
-- ``bells``, ``publishing``, ``foreign``, ``deliveries``, ``claims``,
-  ``settler``: messages in, out and ended.
-- ``sessions``, ``leases``, ``watcher``, ``upkeep``: who is alive, and order in the file.
+- ``bells``, ``publishing``, ``foreign``, ``deliveries``, ``claims``, ``settler``: messages in, out
+  and ended.
+- ``sessions``, ``leases``, ``watcher``, ``housekeeping``, ``upkeep``: who is alive, and order in
+  the file.
 - ``store``, ``rows``, ``queue``: the queue itself, for use without Kombu.
-- ``envelope``, ``message``, ``qos``, ``batch``, ``declarations``, ``channel``, ``transport``:
-  Kombu's side.
+- ``envelope``, ``message``, ``qos``, ``batch``, ``declarations``, ``consuming``, ``channel``,
+  ``transport``: Kombu's side.
 
 Importing this package registers the scheme ``sqlite`` and opens nothing.
 """

@@ -1,31 +1,23 @@
-"""Kombu's channel over the store: declares, publishes, consumes, acknowledges.
+"""Kombu's channel over the store: publishes, acknowledges, and closes without losing anything.
 
-A claim is committed before a message reaches a callback; an ack is committed soon after it was
-given (see ``settler``). A process killed in between leaves messages that are delivered again.
+A publish is in the file when it returns. An ack is committed soon after it was given (see
+``settler``); a process killed before that leaves the message to be delivered again.
 """
 
 from __future__ import annotations
 
 import os
 import threading
-from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from kombu.utils.uuid import uuid
-
 from .batch import PublishBatch
 from .bells import Bell
-from .claims import Claimant
-from .declarations import DeclaringChannel
+from .consuming import ConsumingChannel
 from .envelope import encode
-from .errors import LeaseLost, QueueBusyError
-from .foreign import BadMessageError
-from .log import describe, logger
-from .message import Message as _Message
-from .models import Delivery, DeliveryTag, Envelope, Settlement
-from .qos import QoS as _QoS
+from .errors import LeaseLost
+from .models import DeliveryTag, Envelope, Settlement
 from .store import CLAIM_WAIT_S
 
 if TYPE_CHECKING:
@@ -33,56 +25,23 @@ if TYPE_CHECKING:
 
 __all__ = ("Channel",)
 
-#: Messages leased in one transaction at the most, where the prefetch count leaves room.
-CLAIM_AT_MOST = 64
 
-
-class _Consumer:
-    """A callback for the messages of one queue."""
-
-    __slots__ = ("callback", "no_ack", "queue", "tag")
-
-    def __init__(
-        self, tag: str, queue: str, no_ack: bool, callback: Callable[[_Message], Any]
-    ) -> None:
-        self.tag = tag
-        self.queue = queue
-        self.no_ack = no_ack
-        self.callback = callback
-
-
-class Channel(DeclaringChannel):
+class Channel(ConsumingChannel):
     """A channel; safe to publish and acknowledge on from any thread.
 
     Arguments:
         connection: the transport it belongs to.
     """
 
-    Message = _Message  # type: ignore[assignment]
-    QoS = _QoS  # type: ignore[assignment]
-    qos: _QoS
     supports_fanout = True
     supports_batch_publish = True
 
     def __init__(self, connection: Transport, **kwargs: Any) -> None:
         super().__init__(connection, **kwargs)
-        self._pid = os.getpid()
-        self.redis_order = self.store.options.priority_order == "redis"
-        #: Whether the last claim found the file locked and is to be tried again soon.
-        self.skipped_turn = False
-        #: Whether the application reports by ``start`` when a message begins to execute.
-        self.explicit_start = False
         #: Called when a message that waited to be started turned out to be somebody else's.
         self.on_refused: Callable[[], Any] = lambda: None
-        self.no_ack_consumers: set[str] = set()  # type: ignore[assignment]
-        self._by_tag: dict[str, _Consumer] = {}
-        self._buffer: deque[Delivery] = deque()
-        self._turn = 0
-        self._starved = False  # the prefetch count, not a lack of messages, ended the last look
         self._retained = False
         self._retain_lock = threading.Lock()
-        self._expecting = False  # there may be more: a bell rang, or the last claim was full
-        self._bell: Bell | None = None
 
     # -- publishing ----------------------------------------------------------------------------
 
@@ -115,212 +74,6 @@ class Channel(DeclaringChannel):
 
     def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
         self.basic_publish(message, "", queue)
-
-    # -- consuming -----------------------------------------------------------------------------
-
-    def queue_delete(
-        self, queue: str, if_unused: bool = False, if_empty: bool = False, **kwargs: Any
-    ) -> int:
-        """Delete a queue; what waits in it ends cancelled. Return how many messages waited."""
-        self._release_buffer(queue)
-        return super().queue_delete(queue, if_unused, if_empty)
-
-    def _purge(self, queue: str) -> int:
-        self._release_buffer(queue)
-        return super()._purge(queue)
-
-    def _size(self, queue: str) -> int:
-        """Count what waits, and what this channel has leased but not delivered."""
-        return super()._size(queue) + sum(delivery.queue == queue for delivery in self._buffer)
-
-    def basic_consume(
-        self,
-        queue: str,
-        no_ack: bool,
-        callback: Callable[[_Message], Any],
-        consumer_tag: str | None = None,
-        **kwargs: Any,
-    ) -> str:
-        """Deliver the messages of ``queue`` to ``callback`` from now on."""
-        tag = consumer_tag or uuid()
-        if self._bell is None:
-            self._bell = self.store.new_bell()
-            self.connection.on_bell_created(self, self._bell)
-        self.store.add_consumer(self._bell, queue)
-        self._by_tag[tag] = _Consumer(tag, queue, bool(no_ack), callback)
-        self._consumers.add(tag)
-        self._tag_to_queue[tag] = queue
-        if queue not in self._active_queues:
-            self._active_queues.append(queue)
-        if no_ack:
-            self.no_ack_consumers.add(tag)
-        self._expecting = True
-        self._bell.ring_self()
-        return tag
-
-    def basic_cancel(self, consumer_tag: str, **kwargs: Any) -> None:
-        """Stop delivering to a consumer; what was leased for it but not delivered goes back."""
-        consumer = self._by_tag.pop(consumer_tag, None)
-        if consumer is None:
-            return
-        self._consumers.discard(consumer_tag)
-        self.no_ack_consumers.discard(consumer_tag)
-        self._tag_to_queue.pop(consumer_tag, None)
-        if any(other.queue == consumer.queue for other in self._by_tag.values()):
-            return
-        self._active_queues.remove(consumer.queue)
-        self._release_buffer(consumer.queue)
-        if self._bell is not None:
-            self.store.remove_consumer(self._bell, consumer.queue)
-
-    def _release_buffer(self, queue: str | None = None) -> None:
-        """Put leased but undelivered messages back, as if they had never been leased."""
-        kept: list[Delivery] = []
-        while self._buffer:
-            delivery = self._buffer.popleft()
-            if queue is None or delivery.queue == queue:
-                self.store.settler.add(Settlement(delivery.tag, "release"))
-            else:
-                kept.append(delivery)
-        self._buffer.extend(kept)
-        self.store.settler.try_flush()
-
-    def basic_get(self, queue: str, no_ack: bool = False, **kwargs: Any) -> _Message | None:
-        """Return the next message of ``queue``, or None.
-
-        What this channel has leased for its consumers but not delivered comes first.
-        """
-        for delivery in list(self._buffer):
-            if delivery.queue == queue:
-                self._buffer.remove(delivery)
-                message = self._to_message(delivery)
-                if message is not None:
-                    return self._hold(message, no_ack)
-        if not self.store.claims.has_ready([queue], self.store.options.capabilities):
-            return None
-        while deliveries := self.store.settle_and_claim(self._claimant(), [queue], 1):
-            message = self._to_message(deliveries[0])
-            if message is not None:
-                return self._hold(message, no_ack)
-        return None
-
-    def _claimant(self) -> Claimant:
-        return self.store.claimant(not self.explicit_start)
-
-    def _hold(self, message: _Message, no_ack: bool) -> _Message:
-        """Keep a message until it is acknowledged, or acknowledge it at once."""
-        self.qos.append(message, message.delivery_tag)
-        if no_ack:
-            self.basic_ack(message.delivery_tag)
-        return message
-
-    def _to_message(self, delivery: Delivery, consumer_tag: str | None = None) -> _Message | None:
-        """Return a delivery as a message; None when it had to be quarantined."""
-        try:
-            return _Message(delivery, self, consumer_tag)
-        except Exception as exc:  # noqa: BLE001 - whatever a row does, it must not stop a worker
-            reason = str(exc) if isinstance(exc, BadMessageError) else repr(exc)
-            logger.error(
-                "Quarantined as failed (%s): %s",
-                reason,
-                describe(delivery.queue, delivery.task_id, delivery.tag),
-            )
-            self.store.settler.add(Settlement(delivery.tag, "failed", f"malformed row: {reason}"))
-            return None
-
-    def deliver_one(self) -> bool:
-        """Hand one message to its consumer; return False when there is none to hand over."""
-        while self._buffer or self._fetch():
-            delivery = self._buffer.popleft()
-            consumer = self._consumer_of(delivery.queue)
-            if consumer is None:
-                self.store.settler.add(Settlement(delivery.tag, "release"))
-                continue
-            message = self._to_message(delivery, consumer.tag)
-            if message is None:
-                continue
-            self.qos.append(message, message.delivery_tag)
-            if consumer.no_ack:
-                self.basic_ack(message.delivery_tag)
-            consumer.callback(message)
-            return True
-        return False
-
-    def _consumer_of(self, queue: str) -> _Consumer | None:
-        """Return the next consumer of ``queue``, in turn when there are several."""
-        found = [consumer for consumer in self._by_tag.values() if consumer.queue == queue]
-        if len(found) < 2:
-            return found[0] if found else None
-        self._turn += 1
-        return found[self._turn % len(found)]
-
-    def _fetch(self) -> bool:
-        """Lease what the prefetch count leaves room for; return whether there was anything.
-
-        Claims only where a message is to be expected; the look before sleeping is a read.
-        """
-        free = self.qos.can_consume_max_estimate()
-        self._starved = free == 0 or not self.qos.can_consume()
-        if not self._active_queues or self._starved or not self._expecting:
-            return False
-        self._turn += 1
-        start = self._turn % len(self._active_queues)
-        queues = self._active_queues[start:] + self._active_queues[:start]
-        limit = CLAIM_AT_MOST if free is None else min(free, CLAIM_AT_MOST)
-        try:
-            deliveries = self.store.settle_and_claim(self._claimant(), queues, limit)
-        except QueueBusyError as exc:
-            logger.debug("A claim skips a turn: %s", exc)
-            self.skipped_turn = True
-            return False
-        self.skipped_turn = False
-        self._buffer.extend(deliveries)
-        self._expecting = len(deliveries) >= limit
-        return bool(deliveries)
-
-    # -- sleeping and waking -------------------------------------------------------------------
-
-    @property
-    def bell(self) -> Bell | None:
-        """What wakes this channel; None while it consumes nothing."""
-        return self._bell
-
-    def expect(self) -> None:
-        """Claim at the next turn: the bell rang."""
-        self._expecting = True
-
-    def look(self) -> bool:
-        """Return whether there is something to claim; a read."""
-        if self._active_queues and not self._starved:
-            self._expecting = self._expecting or self.store.claims.has_ready(
-                self._active_queues, self.store.options.capabilities
-            )
-        return self._expecting
-
-    def prepare_sleep(self) -> bool:
-        """Commit the acks so far and let writers ring; return False when there is work already."""
-        bell = self._bell
-        if bell is None:
-            return True
-        self.store.settler.try_flush()
-        if self._buffer:
-            return False
-        if self._starved and not self.qos.can_consume():
-            bell.wake()  # an ack rings, writers need not
-            return True
-        self._starved = False
-        bell.sleep()
-        if self.look():
-            bell.wake()
-            return False
-        return True
-
-    def _room_made(self) -> None:
-        """Look for more after an ack or a change of the prefetch count, from any thread."""
-        bell = self._bell
-        if bell is not None and self._starved:
-            self._expecting = True
-            bell.ring_self()
 
     # -- acknowledging -------------------------------------------------------------------------
 

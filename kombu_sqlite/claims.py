@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .clock import to_text
-from .database import Database, Handle, execute_many
+from .database import Database
 from .errors import SessionLost
 from .foreign import check_columns
+from .handles import Handle, execute_many
 from .log import describe, logger
 from .models import Delivery, DeliveryTag
 from .routing import Topology, meets

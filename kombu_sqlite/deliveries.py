@@ -11,7 +11,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from .clock import to_text
-from .database import Database, Handle
+from .database import Database
+from .handles import Handle
 from .models import DeliveryTag, Settlement
 from .sql import statement
 

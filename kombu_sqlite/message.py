@@ -10,7 +10,7 @@ from .envelope import decode
 from .models import Delivery
 
 if TYPE_CHECKING:
-    from .channel import Channel
+    from .consuming import ConsumingChannel
 
 __all__ = ("Message",)
 
@@ -28,7 +28,7 @@ class Message(BaseMessage):
     """
 
     def __init__(
-        self, delivery: Delivery, channel: Channel, consumer_tag: str | None = None
+        self, delivery: Delivery, channel: ConsumingChannel, consumer_tag: str | None = None
     ) -> None:
         content = decode(delivery, channel.redis_order)
         properties = content.properties

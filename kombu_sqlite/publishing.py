@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable
 
 from .bells import UPKEEP_BELL, BellBoard
 from .clock import to_text
-from .database import Database, Handle
+from .database import Database
+from .handles import Handle
 from .log import logger
 from .models import Envelope
 from .routing import Queue, Topology, meets

@@ -13,8 +13,8 @@ from typing import Any, NoReturn
 import apsw
 
 from .clock import from_text, now_text, parse_time
-from .database import Params, execute_many
 from .errors import LeaseLost, SessionLost
+from .handles import Params, execute_many
 from .location import default_path
 from .models import (
     NORMAL_PRIORITY,
@@ -215,12 +215,14 @@ class QueueDatabase:
         status: str | None = None,
         type: str | None = None,
         queue: str | None = None,
+        format: str | None = None,
         before_id: int | None = None,
         limit: int = 100,
     ) -> list[Task]:
         """Return rows that match every filter given, newest first.
 
         Arguments:
+            format: ``$.format`` of the payload; only rows written by other programs have one.
             before_id: only rows older than this one; the cursor of the next page.
         """
         values = {
@@ -230,7 +232,10 @@ class QueueDatabase:
             "before": before_id,
             "limit": limit,
         }
-        rows = self.execute(statement("list_tasks"), values)
+        if format is None:
+            rows = self.execute(statement("list_tasks"), values)
+        else:
+            rows = self.execute(statement("list_tasks_of_format"), {**values, "format": format})
         return [Task.from_dict(dict(row)) for row in rows]
 
     def stats(self, *, queue: str | None = None, type: str | None = None) -> QueueStats:

@@ -67,6 +67,9 @@ class Store:
         with self._lock:
             if self._session is None:
                 options = self.options
+                if options.scheduling in ("fifo", "lifo"):
+                    with self.database.transaction() as handle:
+                        handle.run(statement("create_age_index"))
                 self._session = Session(
                     self.database, self._locks, options.visibility_timeout, options.capabilities
                 )

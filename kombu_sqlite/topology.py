@@ -11,7 +11,8 @@ from datetime import timedelta
 from typing import Any
 
 from .clock import datetime_to_text, from_text, now_text
-from .database import Database, Handle
+from .database import Database
+from .handles import Handle
 from .routing import Exchange, Queue, Topology
 from .sql import statement
 

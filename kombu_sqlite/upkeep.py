@@ -1,4 +1,4 @@
-"""What one elected process does for all: it promotes, expires, reclaims, mends and checkpoints.
+"""What one elected process does for all: it promotes, reclaims, wakes, and keeps house.
 
 Each step is its own short transaction; a crash between two leaves nothing half done, and the next
 elected process goes on. The election is a byte lock: the kernel frees it at the holder's death.
@@ -11,15 +11,14 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-import apsw
-
 from . import native
 from .bells import UPKEEP_BELL, Bell, BellBoard
-from .clock import boottime_s, now_text, parse_time, to_text
+from .clock import boottime_s, now_text, parse_time
 from .database import Database
 from .errors import QueueBusyError, QueueReplacedError
+from .housekeeping import BATCH, Housekeeping
 from .leases import LeaseKeeper
-from .log import describe, logger
+from .log import logger
 from .options import Options
 from .publishing import Ringer
 from .sessions import UPKEEP_BYTE, LockFile
@@ -42,13 +41,6 @@ _MTIME_DOUBT_S = 0.2
 _CHECKPOINT_INTERVAL_S = 1.0
 _HOUSEKEEPING_INTERVAL_S = 1.0
 _IDLE_INTERVAL_S = 5.0
-_GONE_WORKERS_KEPT_S = 86400.0
-_LARGE_LOG_BYTES = 8 * 2**20
-_FRAME_BYTES = 4096 + 24
-_RESTART_WAIT_MS = 50
-
-#: Rows per transaction, so that nobody waits long for the write lock.
-_BATCH = 500
 
 
 class Upkeep:
@@ -68,6 +60,7 @@ class Upkeep:
         self._locks = locks
         self._options = options
         self._ringer = Ringer(board)
+        self._house = Housekeeping(database, topology, options)
         self._waker = native.Waker()
         self._closed = False
         self._checked_at = boottime_s()
@@ -197,12 +190,19 @@ class Upkeep:
         if changed:
             self._duty(self.ring_for_ready)
         if self._is_time("housekeeping", _HOUSEKEEPING_INTERVAL_S, _IDLE_INTERVAL_S):
-            for duty in (self.expire, self.mend_irregular, self._delete_unused_queues, self.prune):
-                self._duty(duty)
+            self._keep_house()
         if self._is_time("unowned", _IDLE_INTERVAL_S, _IDLE_INTERVAL_S):
             self._duty(lambda: self._ring_all(leases.reclaim_unowned()))
         if self._is_time("checkpoint", _CHECKPOINT_INTERVAL_S, _IDLE_INTERVAL_S):
-            self._duty(self.checkpoint)
+            self._duty(self._house.checkpoint)
+
+    def _keep_house(self) -> None:
+        self._duty(self._house.expire)
+        if self._duty(self._house.mend_irregular):
+            self._duty(self._read_next_due)
+            self._duty(self.ring_for_ready)
+        self._duty(self._house.delete_unused_queues)
+        self._duty(self._house.prune)
 
     def _duty(self, duty: Callable[[], T]) -> T | None:
         """Do one duty; one that fails is logged and comes again.
@@ -262,9 +262,9 @@ class Upkeep:
         """Make ready what is due, in batches, and wake consumers after each."""
         while not self._closed:
             with self._database.transaction() as handle:
-                rows = handle.all(statement("promote_due"), {"now": now_text(), "limit": _BATCH})
+                rows = handle.all(statement("promote_due"), {"now": now_text(), "limit": BATCH})
             self._ring_all({row[0] for row in rows})
-            if len(rows) < _BATCH:
+            if len(rows) < BATCH:
                 break
         self._read_next_due()
 
@@ -289,110 +289,3 @@ class Upkeep:
     def _ring_all(self, queues: set[str]) -> None:
         if queues:
             self._ringer.ring_each(self._topology.read(), queues)
-
-    # -- housekeeping --------------------------------------------------------------------------
-
-    def expire(self) -> None:
-        """Cancel queued messages, and delete transient ones, whose time to live is over."""
-        for name in ("cancel_expired", "delete_expired_transient"):
-            while self._write_batch(name) == _BATCH:
-                pass
-
-    def _write_batch(self, name: str) -> int:
-        values = {"now": now_text(), "limit": _BATCH}
-        with self._database.reading() as handle:
-            if handle.one(statement(f"any_{name}"), values) is None:
-                return 0  # idle checks are reads
-        with self._database.transaction() as handle:
-            handle.run(statement(name), values)
-            return handle.changes()
-
-    def mend_irregular(self) -> None:
-        """Bring foreign times into the file's form; fail rows that make no sense, with why."""
-        with self._database.reading() as handle:
-            rows = handle.all(statement("list_irregular"), {"limit": _BATCH})
-        if not rows:
-            return
-        with self._database.transaction() as handle:
-            for row_id, status, *kinds, raw, normal in rows:
-                reason = _why_irregular(bytes(status), kinds, raw, normal)
-                if reason is None:
-                    handle.run(
-                        statement("normalise_run_after"),
-                        {"id": row_id, "run_after": normal, "now": now_text()},
-                    )
-                    continue
-                handle.run(
-                    statement("fail_queued"),
-                    {"id": row_id, "now": now_text(), "error": f"malformed row: {reason}"},
-                )
-                logger.error("Quarantined as failed (%s): %s", reason, describe(None, None, row_id))
-        self._read_next_due()
-        self.ring_for_ready()
-
-    def _delete_unused_queues(self) -> None:
-        with self._database.reading() as handle:
-            if not handle.all(statement("list_unused_queues")):
-                return
-        with self._database.transaction() as handle:
-            self._topology.delete_unused(handle, now=now_text())
-
-    def prune(self) -> None:
-        """Delete rows past their retention and give their pages back, a little at a time."""
-        if self._options.retention:
-            values = {"before": to_text(time.time() - self._options.retention), "limit": _BATCH}
-            with self._database.reading() as handle:
-                old = handle.one(statement("any_finished_before"), values)
-            if old is not None:
-                with self._database.transaction() as handle:
-                    handle.run(statement("prune_logs"), values)
-                    handle.all(statement("prune_finished"), values)
-        before = to_text(time.time() - _GONE_WORKERS_KEPT_S)
-        with self._database.reading() as handle:
-            free = handle.one(statement("count_free_pages"))[0]
-            gone = handle.one(statement("any_gone_worker"), {"before": before})
-        if gone is not None:
-            with self._database.transaction() as handle:
-                handle.run(statement("prune_workers"), {"before": before})
-        if free > 2 * _BATCH:
-            with self._database.transaction() as handle:
-                handle.all(statement("give_back_pages"))
-
-    def checkpoint(self) -> None:
-        """Move the log's frames into the file; start the log anew once it is large.
-
-        A passive checkpoint never waits. RESTART waits for readers and keeps writers out
-        meanwhile, so its wait is short; without it the log would grow for ever behind readers.
-        """
-        with self._database.reading() as handle:
-            connection = handle.connection
-            assert connection is not None
-            try:
-                frames, done = connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
-                if frames * _FRAME_BYTES > _LARGE_LOG_BYTES and frames == done:
-                    connection.set_busy_timeout(_RESTART_WAIT_MS)
-                    try:
-                        connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_RESTART)
-                    finally:
-                        connection.set_busy_timeout(int(self._options.busy_timeout * 1000))
-            except (apsw.BusyError, apsw.LockedError):
-                pass  # another process is at it
-
-
-def _why_irregular(
-    status: bytes, kinds: list[str], raw_time: bytes, normal: str | None
-) -> str | None:
-    """Return what is wrong with an irregular row; None when only its time needs another form."""
-    if status != b"queued":
-        return f"status {status.decode('utf-8', 'replace')!r} is unknown"
-    for column, kind, wanted in zip(
-        ("type", "queue", "priority", "run_after_utc", "compatibility"),
-        kinds,
-        ("text", "text", "integer", "text", "text"),
-        strict=True,
-    ):
-        if kind != wanted:
-            return f"{column} is {kind}, not {wanted}"
-    if normal is None:
-        return f"run_after_utc is not a time: {raw_time.decode('utf-8', 'replace')!r}"
-    return None

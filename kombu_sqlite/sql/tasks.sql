@@ -18,10 +18,13 @@ WHERE (:status IS NULL OR status = :status) AND (:type IS NULL OR type = :type)
   AND (:queue IS NULL OR queue = :queue) AND (:before IS NULL OR id < :before)
 ORDER BY id DESC LIMIT :limit;
 
--- name: list_foreign
--- Queued rows written by other programs, of one type.
-SELECT id, type, format FROM task_queue INDEXED BY ix_task_format
-WHERE headers IS NULL AND type = :type;
+-- name: list_tasks_of_format
+-- Rows written by other programs whose payload names a format, newest first.
+SELECT * FROM task_queue INDEXED BY ix_task_format
+WHERE headers IS NULL AND format = :format
+  AND (:status IS NULL OR status = :status) AND (:type IS NULL OR type = :type)
+  AND (:queue IS NULL OR queue = :queue) AND (:before IS NULL OR id < :before)
+ORDER BY id DESC LIMIT :limit;
 
 -- name: cancel_queued
 -- Cancels a row that nobody holds.

@@ -51,10 +51,6 @@ UPDATE queues SET last_used_utc = :now WHERE name = :name;
 -- Records a queue's first consumer; auto-delete waits for it.
 UPDATE queues SET had_consumer = 1, last_used_utc = :now WHERE name = :name;
 
--- name: get_queue
--- One queue.
-SELECT name, durable, auto_delete, exclusive, arguments FROM queues WHERE name = :name;
-
 -- name: delete_queue
 -- Deletes a queue.
 DELETE FROM queues WHERE name = :name;

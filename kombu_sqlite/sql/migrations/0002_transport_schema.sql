@@ -109,7 +109,7 @@ CREATE INDEX ix_task_type_status ON task_queue (type, status)
 -- Messages that ask for a capability. Serves any_lane. No JSON function: their results differ
 -- between SQLite versions, and an index over them is then corrupt.
 CREATE INDEX ix_task_region ON task_queue (compatibility) WHERE compatibility <> '{}';
--- Rows written by other programs, where the format column has a meaning. Serves list_foreign.
+-- Rows written by other programs, where the format column has a meaning. Serves list_tasks_of_format.
 CREATE INDEX ix_task_format ON task_queue (type) WHERE headers IS NULL;
 -- One row per key. Plain, not partial, so that others' ON CONFLICT(idempotency_key) works.
 CREATE UNIQUE INDEX uq_task_idempotency ON task_queue (idempotency_key);

@@ -1,0 +1,261 @@
+"""One thread's connection, and the two ways to use it: reading, and a write transaction."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import apsw
+
+from . import native
+from .errors import (
+    QueueBusyError,
+    QueueDatabaseError,
+    QueueDiskError,
+    QueueLocationError,
+    QueueSchemaError,
+)
+from .forking import gate
+
+if TYPE_CHECKING:
+    from .database import Database
+
+__all__ = (
+    "IDENTITY_INTERVAL_S",
+    "Handle",
+    "Params",
+    "Reading",
+    "Transaction",
+    "execute_many",
+    "translate",
+)
+
+#: A file's identity is compared at most this often on the way into a transaction, in seconds.
+IDENTITY_INTERVAL_S = 1.0
+_BUSY_RETRY_S = 0.001
+
+Params = dict[str, Any] | Sequence[Any]
+
+
+def translate(exc: apsw.Error, path: str) -> QueueDatabaseError:
+    """Return the error of this package that says what an error of APSW means for the caller."""
+    if isinstance(exc, (apsw.BusyError, apsw.LockedError)):
+        return QueueBusyError(f"{path!r} stayed locked by another process; try again.")
+    if isinstance(exc, apsw.FullError):
+        return QueueDiskError(f"The disk of {path!r} is full; make room, then try again.")
+    if isinstance(exc, apsw.NotADBError):
+        return QueueLocationError(f"{path!r} is not a SQLite database; choose another path.")
+    if isinstance(exc, apsw.ReadOnlyError):
+        return QueueLocationError(f"{path!r} cannot be written; change its owner or mode.")
+    if isinstance(exc, (apsw.CantOpenError, apsw.PermissionsError, apsw.AuthError)):
+        return QueueLocationError(f"{path!r} cannot be opened ({exc}); check path and permissions.")
+    if isinstance(exc, apsw.IOError):
+        return QueueDiskError(f"The disk of {path!r} failed ({exc}); check it, then try again.")
+    if isinstance(exc, apsw.CorruptError):
+        return QueueSchemaError(f"{path!r} is damaged ({exc}); restore a backup.")
+    return QueueDatabaseError(f"{exc} (in {path!r})")
+
+
+class Handle:
+    """One thread's connection and what is going on in it."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self.pid = os.getpid()
+        self.ident = native.get_ident()
+        self.connection: apsw.Connection | None = None
+        self.cursor: apsw.Cursor
+        self.depth = 0
+        self.after_commit: list[Callable[[], None]] = []
+        self.check_at = 0.0
+        self.in_use = native.lock()  # held from begin to end; the fork gate waits for it
+        self._green = threading.RLock() if native.is_green() else None
+
+    def acquire(self) -> None:
+        """Enter, opening the connection when there is none."""
+        if self._green is not None:
+            self._green.acquire()
+        if self.depth == 0:
+            gate.pass_with(self.in_use)
+            try:
+                if self.connection is None:
+                    self.database.open_handle(self)
+                elif time.monotonic() > self.check_at:
+                    self.database.check_identity()
+                    self.check_at = time.monotonic() + IDENTITY_INTERVAL_S
+            except BaseException:
+                self.in_use.release()
+                if self._green is not None:
+                    self._green.release()
+                raise
+        self.depth += 1
+
+    def release(self) -> None:
+        """Leave."""
+        self.depth -= 1
+        if self.depth == 0:
+            self.in_use.release()
+        if self._green is not None:
+            self._green.release()
+
+    def run(self, sql: str, params: Params | None = None) -> None:
+        """Execute a statement whose rows, if any, do not matter."""
+        self.cursor.execute(sql, params)
+
+    def all(self, sql: str, params: Params | None = None) -> list[Any]:
+        """Execute a statement and return all its rows (RETURNING needs that before COMMIT)."""
+        return self.cursor.execute(sql, params).fetchall()
+
+    def one(self, sql: str, params: Params | None = None) -> Any:
+        """Execute a statement and return its first row, or None."""
+        rows = self.cursor.execute(sql, params).fetchall()
+        return rows[0] if rows else None
+
+    def changes(self) -> int:
+        """Return how many rows the last statement inserted, updated or deleted."""
+        assert self.connection is not None
+        return self.connection.changes()
+
+    def begin(self, wait_s: float | None) -> None:
+        """Take the write lock, or raise BusyError once ``wait_s`` has passed.
+
+        The wait is ours: a constant short one, since SQLite's own grows to 100 ms a try and lets
+        whoever came last go first; and one that yields to greenlets where ``time.sleep`` does.
+
+        Arguments:
+            wait_s: None waits for ``busy_timeout``.
+        """
+        connection = self.connection
+        assert connection is not None
+        usual_s = self.database.options.busy_timeout
+        connection.set_busy_timeout(0)
+        try:
+            self.cursor.execute("BEGIN IMMEDIATE")
+        except apsw.BusyError:
+            self._begin_by(time.monotonic() + (usual_s if wait_s is None else min(wait_s, usual_s)))
+        finally:
+            connection.set_busy_timeout(int(usual_s * 1000))
+
+    def _begin_by(self, deadline: float) -> None:
+        sleep = time.sleep if self._green is not None else native.sleep
+        while True:
+            sleep(_BUSY_RETRY_S)
+            try:
+                self.cursor.execute("BEGIN IMMEDIATE")
+                return
+            except apsw.BusyError:
+                if time.monotonic() >= deadline:
+                    raise
+
+    def close(self) -> None:
+        """Close the connection; in a forked child only forget it, since closing loses data."""
+        connection, self.connection = self.connection, None
+        if connection is None:
+            return
+        if self.pid != os.getpid():
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))  # never finalized
+            return
+        connection.close(True)
+
+
+class _Scope:
+    """Common part of ``transaction()`` and ``reading()``."""
+
+    __slots__ = ("_database", "_handle")
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def _enter(self) -> Handle:
+        handle = self._handle = self._database.handle()
+        try:
+            handle.acquire()
+        except apsw.Error as exc:
+            raise translate(exc, self._database.path) from exc
+        return handle
+
+
+class Reading(_Scope):
+    """Reads outside a write transaction; each statement sees one moment of the file."""
+
+    def __enter__(self) -> Handle:
+        return self._enter()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, _: TracebackType | None
+    ) -> None:
+        self._handle.release()
+        if isinstance(exc, apsw.Error):
+            raise translate(exc, self._database.path) from exc
+
+
+class Transaction(_Scope):
+    """A write transaction (BEGIN IMMEDIATE), or a savepoint inside one."""
+
+    __slots__ = ("_nested", "_wait_s")
+
+    def __init__(self, database: Database, wait_s: float | None) -> None:
+        super().__init__(database)
+        self._wait_s = wait_s
+
+    def __enter__(self) -> Handle:
+        handle = self._enter()
+        try:
+            self._nested = handle.connection.in_transaction  # type: ignore[union-attr]
+            if self._nested:
+                handle.run("SAVEPOINT nested")
+            else:
+                handle.begin(self._wait_s)
+        except BaseException as exc:
+            handle.release()
+            if isinstance(exc, apsw.Error):
+                raise translate(exc, self._database.path) from exc
+            raise
+        return handle
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, _: TracebackType | None
+    ) -> None:
+        handle = self._handle
+        callbacks: list[Callable[[], None]] = []
+        try:
+            if exc is None:
+                if self._nested:
+                    handle.run("RELEASE nested")
+                else:
+                    handle.run("COMMIT")
+                    callbacks, handle.after_commit = handle.after_commit, callbacks
+        except apsw.Error as failure:
+            self._undo(handle)
+            raise translate(failure, self._database.path) from failure
+        else:
+            if exc is not None:
+                self._undo(handle)
+        finally:
+            handle.release()
+        for callback in callbacks:
+            callback()
+        if isinstance(exc, apsw.Error):
+            raise translate(exc, self._database.path) from exc
+
+    def _undo(self, handle: Handle) -> None:
+        connection = handle.connection
+        if connection is None or not connection.in_transaction:
+            handle.after_commit.clear()
+            return  # SQLite rolled back by itself, or the file was closed as replaced
+        if self._nested:
+            handle.run("ROLLBACK TO nested")
+            handle.run("RELEASE nested")
+        else:
+            handle.after_commit.clear()
+            handle.run("ROLLBACK")
+
+
+def execute_many(handle: Handle, sql: str, rows: Iterable[Params]) -> None:
+    """Execute ``sql`` once per row of parameters."""
+    handle.cursor.executemany(sql, rows)

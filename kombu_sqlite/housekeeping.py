@@ -1,0 +1,145 @@
+"""The duties of the elected process that only keep the file in order; none of them is urgent.
+
+Each step is its own short transaction; a crash between two leaves nothing half done.
+"""
+
+from __future__ import annotations
+
+import time
+
+import apsw
+
+from .clock import now_text, to_text
+from .database import Database
+from .log import describe, logger
+from .options import Options
+from .sql import statement
+from .topology import TopologyStore
+
+__all__ = ("Housekeeping",)
+
+_GONE_WORKERS_KEPT_S = 86400.0
+_LARGE_LOG_BYTES = 8 * 2**20
+_FRAME_BYTES = 4096 + 24
+_RESTART_WAIT_MS = 50
+
+#: Rows per transaction, so that nobody waits long for the write lock.
+BATCH = 500
+
+
+class Housekeeping:
+    """Expires, mends, prunes and checkpoints one file."""
+
+    def __init__(self, database: Database, topology: TopologyStore, options: Options) -> None:
+        self._database = database
+        self._topology = topology
+        self._options = options
+
+    def expire(self) -> None:
+        """Cancel queued messages, and delete transient ones, whose time to live is over."""
+        for name in ("cancel_expired", "delete_expired_transient"):
+            while self._write_batch(name) == BATCH:
+                pass
+
+    def _write_batch(self, name: str) -> int:
+        values = {"now": now_text(), "limit": BATCH}
+        with self._database.reading() as handle:
+            if handle.one(statement(f"any_{name}"), values) is None:
+                return 0  # idle checks are reads
+        with self._database.transaction() as handle:
+            handle.run(statement(name), values)
+            return handle.changes()
+
+    def mend_irregular(self) -> bool:
+        """Bring foreign times into the file's form; fail rows that make no sense, with why.
+
+        Returns:
+            Whether there were any.
+        """
+        with self._database.reading() as handle:
+            rows = handle.all(statement("list_irregular"), {"limit": BATCH})
+        if not rows:
+            return False
+        with self._database.transaction() as handle:
+            for row_id, status, *kinds, raw, normal in rows:
+                reason = _why_irregular(bytes(status), kinds, raw, normal)
+                if reason is None:
+                    handle.run(
+                        statement("normalise_run_after"),
+                        {"id": row_id, "run_after": normal, "now": now_text()},
+                    )
+                    continue
+                handle.run(
+                    statement("fail_queued"),
+                    {"id": row_id, "now": now_text(), "error": f"malformed row: {reason}"},
+                )
+                logger.error("Quarantined as failed (%s): %s", reason, describe(None, None, row_id))
+        return True
+
+    def delete_unused_queues(self) -> None:
+        """Delete queues that expired, or that delete themselves and have lost their consumers."""
+        with self._database.reading() as handle:
+            if not handle.all(statement("list_unused_queues")):
+                return
+        with self._database.transaction() as handle:
+            self._topology.delete_unused(handle, now=now_text())
+
+    def prune(self) -> None:
+        """Delete rows past their retention and give their pages back, a little at a time."""
+        if self._options.retention:
+            values = {"before": to_text(time.time() - self._options.retention), "limit": BATCH}
+            with self._database.reading() as handle:
+                old = handle.one(statement("any_finished_before"), values)
+            if old is not None:
+                with self._database.transaction() as handle:
+                    handle.run(statement("prune_logs"), values)
+                    handle.all(statement("prune_finished"), values)
+        before = to_text(time.time() - _GONE_WORKERS_KEPT_S)
+        with self._database.reading() as handle:
+            free = handle.one(statement("count_free_pages"))[0]
+            gone = handle.one(statement("any_gone_worker"), {"before": before})
+        if gone is not None:
+            with self._database.transaction() as handle:
+                handle.run(statement("prune_workers"), {"before": before})
+        if free > 2 * BATCH:
+            with self._database.transaction() as handle:
+                handle.all(statement("give_back_pages"))
+
+    def checkpoint(self) -> None:
+        """Move the log's frames into the file; start the log anew once it is large.
+
+        A passive checkpoint never waits. RESTART waits for readers and keeps writers out
+        meanwhile, so its wait is short; without it the log would grow for ever behind readers.
+        """
+        with self._database.reading() as handle:
+            connection = handle.connection
+            assert connection is not None
+            try:
+                frames, done = connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+                if frames * _FRAME_BYTES > _LARGE_LOG_BYTES and frames == done:
+                    connection.set_busy_timeout(_RESTART_WAIT_MS)
+                    try:
+                        connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_RESTART)
+                    finally:
+                        connection.set_busy_timeout(int(self._options.busy_timeout * 1000))
+            except (apsw.BusyError, apsw.LockedError):
+                pass  # another process is at it
+
+
+def _why_irregular(
+    status: bytes, kinds: list[str], raw_time: bytes, normal: str | None
+) -> str | None:
+    """Return what is wrong with an irregular row; None when only its time needs another form."""
+    if status != b"queued":
+        return f"status {status.decode('utf-8', 'replace')!r} is unknown"
+    for column, kind, wanted in zip(
+        ("type", "queue", "priority", "run_after_utc", "compatibility"),
+        kinds,
+        ("text", "text", "integer", "text", "text"),
+        strict=True,
+    ):
+        if kind != wanted:
+            return f"{column} is {kind}, not {wanted}"
+    if normal is None:
+        return f"run_after_utc is not a time: {raw_time.decode('utf-8', 'replace')!r}"
+    return None
