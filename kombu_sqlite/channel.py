@@ -103,10 +103,11 @@ class Channel(ConsumingChannel):
         try:
             if self.store.options.immediate_ack:
                 self._commit_now(settlement)
-            elif settlement.action == "requeue" and self._bell is not None:
-                settler.try_flush()  # the requeued message may be for this channel again
+            elif settlement.action == "requeue":
+                settler.try_flush()  # the message may be for this channel again
                 self._expecting = True
-                self._bell.ring_self()
+                if self._bell is not None:
+                    self._bell.ring_self()
         finally:
             self._room_made()
             self._let_go_if_done()

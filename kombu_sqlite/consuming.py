@@ -148,6 +148,8 @@ class ConsumingChannel(DeclaringChannel):
                 message = self._to_message(delivery)
                 if message is not None:
                     return self._hold(message, no_ack)
+        if len(self.store.settler):
+            self.store.settler.try_flush()  # what was given back may be the next
         if not self.store.claims.has_ready([queue], self.store.options.capabilities):
             return None
         while deliveries := self.store.settle_and_claim(self._claimant(), [queue], 1):

@@ -7,6 +7,7 @@ from typing import Any
 from amqp.protocol import queue_declare_ok_t
 from kombu.exceptions import ChannelError
 from kombu.transport import virtual
+from kombu.transport.base import to_rabbitmq_queue_arguments
 from kombu.transport.virtual.base import NotEquivalentError
 from kombu.utils.uuid import uuid
 
@@ -73,6 +74,10 @@ class DeclaringChannel(virtual.Channel):
         if if_unused and any(e == exchange for e, _, _ in self.store.topology.read().bindings):
             return
         self.store.topology.delete_exchange(exchange)
+
+    def prepare_queue_arguments(self, arguments: dict[str, Any], **kwargs: Any) -> Any:
+        """Return Kombu's queue options as AMQP's ``x-`` arguments, seconds as milliseconds."""
+        return to_rabbitmq_queue_arguments(arguments, **kwargs)
 
     # -- queues --------------------------------------------------------------------------------
 
