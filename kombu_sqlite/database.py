@@ -131,7 +131,7 @@ class Database:
     def _open_handle(self, handle: Handle) -> None:
         if self.replaced:
             raise self._replaced_error()
-        if self._forked_while_open:
+        if self.path in _unsafe_paths:
             raise QueueDatabaseError(
                 "This process was forked inside an open transaction on the queue's file and "
                 "cannot use it safely; fork outside of transactions, or start it by spawn."
@@ -222,6 +222,8 @@ class Database:
         """Start afresh in a forked child, without touching what was inherited."""
         for handle in self._handles:
             handle.close()
+        if self._forked_while_open:
+            _unsafe_paths.add(self.path)
         self._handles = set()
         self._local = native.local()
         self._lock = native.lock()
@@ -249,6 +251,9 @@ class _Keeper:
 
 
 _databases: weakref.WeakSet[Database] = weakref.WeakSet()
+
+#: Files that had a transaction open when this process was forked off.
+_unsafe_paths: set[str] = set()
 
 
 def _opened_elsewhere(database: Database) -> bool:
