@@ -1,0 +1,144 @@
+"""Real workers on a file of their own, always gone at the end of a test."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kombu_sqlite import QueueDatabase
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+
+
+class Lab:
+    """A broker file, a ledger, and the processes on them."""
+
+    def __init__(self, folder: Path, query: str = "") -> None:
+        self.folder = folder
+        self.path = str(folder / "queue.db")
+        self.ledger = folder / "ledger"
+        self.url = f"sqlite:///{self.path}{query}"
+        self.environment = {
+            **os.environ,
+            "TEST_BROKER": self.url,
+            "TEST_LEDGER": str(self.ledger),
+            "PYTHONPATH": os.pathsep.join([str(HERE), str(ROOT)]),
+            "PYTHONWARNINGS": "ignore",
+        }
+        self.processes: list[subprocess.Popen[str]] = []
+        self.database = QueueDatabase(self.path)
+        os.environ.update(TEST_BROKER=self.url, TEST_LEDGER=str(self.ledger))
+        sys.path.insert(0, str(HERE))
+        sys.modules.pop("app", None)
+        self.tasks = importlib.import_module("app")
+        self.app = self.tasks.app
+
+    def celery(self, *arguments: str, log: str = "celery.log") -> subprocess.Popen[str]:
+        """Start a ``celery`` command."""
+        output = open(self.folder / log, "a", encoding="utf-8")  # noqa: SIM115 - the process's
+        process = subprocess.Popen(
+            [sys.executable, "-m", "celery", "-A", "app", *arguments],
+            env=self.environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=self.folder,
+            start_new_session=True,
+        )
+        output.close()
+        self.processes.append(process)
+        return process
+
+    def worker(self, *arguments: str, name: str = "w1") -> subprocess.Popen[str]:
+        """Start a worker and wait until it consumes."""
+        before = len(self.consumers())
+        process = self.celery(
+            "worker",
+            "-n",
+            f"{name}@test",
+            "-l",
+            "info",
+            *(arguments or ("-c", "2")),
+            log=f"{name}.log",
+        )
+        self.wait(lambda: len(self.consumers()) > before or self.ended(process, name), 30)
+        return process
+
+    def ended(self, process: subprocess.Popen[str], name: str) -> bool:
+        """Fail with a worker's log if it has ended."""
+        if process.poll() is not None:
+            pytest.fail((self.folder / f"{name}.log").read_text(encoding="utf-8")[-3000:])
+        return False
+
+    def consumers(self) -> list[Any]:
+        """The registered consumers of the default queue."""
+        return self.database.execute("SELECT bell, worker_id FROM consumers WHERE queue = 'celery'")
+
+    def lines(self) -> list[str]:
+        """What the tasks have written."""
+        try:
+            return self.ledger.read_text(encoding="utf-8").splitlines()
+        except FileNotFoundError:
+            return []
+
+    def log(self, name: str = "w1") -> str:
+        """What a worker has logged."""
+        return (self.folder / f"{name}.log").read_text(encoding="utf-8")
+
+    def wait(self, condition: Callable[[], Any], timeout_s: float = 30.0) -> Any:
+        """Wait until a condition holds, and return its value."""
+        deadline = time.monotonic() + timeout_s
+        while not (value := condition()):
+            if time.monotonic() > deadline:
+                logs = "\n".join(p.read_text()[-1500:] for p in self.folder.glob("*.log"))
+                pytest.fail(f"not so within {timeout_s:g} s\n{self.database.stats()}\n{logs}")
+            time.sleep(0.02)
+        return value
+
+    def stop(self, process: subprocess.Popen[str]) -> int:
+        """Ask a process to stop, and wait for it."""
+        process.send_signal(signal.SIGTERM)
+        return process.wait(60)
+
+    def close(self) -> None:
+        """Kill everything."""
+        for process in self.processes:
+            try:
+                os.killpg(process.pid, signal.SIGCONT)
+                os.killpg(process.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+            process.wait(10)
+        self.app.close()
+        self.database.close()
+        sys.path.remove(str(HERE))
+
+
+@pytest.fixture
+def make_lab(tmp_path: Path) -> Iterator[Callable[..., Lab]]:
+    """Make a lab whose URL has options."""
+    made: list[Lab] = []
+
+    def make(query: str = "") -> Lab:
+        made.append(Lab(tmp_path, query))
+        return made[-1]
+
+    yield make
+    for lab in made:
+        lab.close()
+
+
+@pytest.fixture
+def lab(make_lab: Callable[..., Lab]) -> Lab:
+    """A lab with the default options."""
+    return make_lab()

@@ -1,0 +1,184 @@
+"""Workers of every pool run tasks from the file."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections import Counter
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+from celery import chain, signature
+
+POOLS = {
+    "prefork": ("-P", "prefork", "-c", "2"),
+    "threads": ("-P", "threads", "-c", "2"),
+    "solo": ("-P", "solo"),
+    "gevent": ("-P", "gevent", "-c", "10"),
+}
+
+
+@pytest.mark.parametrize("pool", POOLS.values(), ids=POOLS.keys())
+def test_a_pool_runs_everything_once_and_stops(lab: Any, pool: tuple[str, ...]) -> None:
+    """Early and late acks, delayed ones, retries, and a link; then a warm shutdown."""
+    worker = lab.worker(*pool)
+    for number in range(60):
+        lab.tasks.note.delay(number)
+        lab.tasks.late.delay(f"late {number}")
+    lab.tasks.note.apply_async(("delayed",), countdown=0.7)
+    lab.tasks.flaky.delay()
+    lab.tasks.add.apply_async((1, 2), link=lab.tasks.add.s(10))
+    expected = Counter(
+        [
+            *map(str, range(60)),
+            *(f"late {n}" for n in range(60)),
+            "delayed",
+            "sum 3",
+            "sum 13",
+            "try 0",
+            "try 1",
+            "try 2",
+        ]
+    )
+    lab.wait(lambda: sum(Counter(lab.lines()).values()) >= sum(expected.values()))
+    assert Counter(lab.lines()) == expected
+    lab.wait(lambda: lab.database.stats().processing_tasks == 0)
+    assert lab.stop(worker) == 0
+    stats = lab.database.stats()
+    assert stats.completed_tasks == stats.total_tasks
+    assert lab.consumers() == []
+    assert lab.database.workers() == []
+
+
+def test_a_chain_of_tasks_goes_through_the_file(lab: Any) -> None:
+    """Without a result backend."""
+    lab.worker("-P", "solo")
+    chain(lab.tasks.add.s(1, 1), lab.tasks.add.s(1), lab.tasks.add.s(1)).apply_async()
+    lab.wait(lambda: lab.lines() == ["sum 2", "sum 3", "sum 4"])
+
+
+def test_rows_of_other_programs_are_run(lab: Any) -> None:
+    """An object is keyword arguments, an array a body; bad ones in front stop nobody."""
+    lab.worker("-P", "solo")
+    script = (
+        "import sqlite3\n"
+        f"c = sqlite3.connect({lab.path!r}, isolation_level=None)\n"
+        "c.execute('PRAGMA wal_autocheckpoint=0')\n"
+        "put = 'INSERT INTO task_queue(type, payload) VALUES (?, ?)'\n"
+        "for bad in ('{', '5', '[1]', b'\\xff'): c.execute(put, ('app.add', bad))\n"
+        "c.execute(put, ('no.such.task', '{}'))\n"
+        "c.execute(put, ('app.add', '{\"x\": 1, \"y\": 2}'))\n"
+        "c.execute(put, ('app.add', '[[3, 4], {}, null]'))\n"
+        'c.execute("INSERT INTO task_queue(type, payload, run_after_utc) VALUES "\n'
+        "          \"('app.add', '{\\\"x\\\": 5, \\\"y\\\": 6}', datetime('now', '+1 second'))\")\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+    lab.wait(lambda: sorted(lab.lines()) == ["sum 11", "sum 3", "sum 7"])
+    failed = lab.database.list(status="failed")
+    assert len(failed) == 5
+    assert all("malformed row" in t.error_message for t in failed if t.type != "no.such.task")
+    assert lab.database.get(6).task_id
+
+
+def test_delayed_tasks_come_when_they_are_due(lab: Any) -> None:
+    """Not before; the request keeps its ETA; nothing is held meanwhile."""
+    lab.worker("-c", "2")
+    due = datetime.now(timezone.utc) + timedelta(seconds=1.5)
+    for _ in range(50):
+        lab.tasks.timed.apply_async(eta=due)
+    assert lab.app.control.inspect(timeout=1).scheduled() == {"w1@test": []}
+    lab.wait(lambda: len(lab.lines()) == 50)
+    for line in lab.lines():
+        ran, _, eta = line.partition(" ")
+        assert float(ran) >= due.timestamp() - 0.002
+        assert datetime.fromisoformat(eta) == due
+
+
+def test_delayed_tasks_survive_a_restart(lab: Any) -> None:
+    """Also when they fall due while no worker is there."""
+    worker = lab.worker("-P", "solo")
+    lab.tasks.note.apply_async(("soon",), countdown=0.5)
+    lab.tasks.note.apply_async(("later",), countdown=4)
+    assert lab.stop(worker) == 0
+    seen = lab.lines()
+    lab.worker("-P", "solo", name="w2")
+    lab.wait(lambda: set(lab.lines()) == {"soon", "later"})
+    assert "later" not in seen
+
+
+def test_an_expired_task_never_runs(lab: Any) -> None:
+    """It is cancelled in the file."""
+    lab.tasks.note.apply_async(("expired",), expires=0.1)
+    time.sleep(0.3)  # its life
+    lab.tasks.note.delay("good")
+    lab.worker("-P", "solo")
+    lab.wait(lambda: lab.lines() == ["good"])
+    assert lab.database.get(1).error_message == "expired"
+
+
+def test_urgent_tasks_go_first(lab: Any) -> None:
+    """Of a backlog, by AMQP's meaning of priority."""
+    for value, priority in (("low", 1), ("none", None), ("high", 9), ("middle", 5)):
+        lab.tasks.note.apply_async((value,), priority=priority)
+    lab.worker("-P", "solo", "--prefetch-multiplier", "1")
+    lab.wait(lambda: len(lab.lines()) == 4)
+    assert lab.lines() == ["high", "middle", "low", "none"]
+
+
+def test_tasks_go_to_their_queues(lab: Any) -> None:
+    """By route, by topic; a worker consumes only what it is told to."""
+    lab.tasks.routed.delay("routed")
+    lab.worker("-P", "solo", "-Q", "celery,topic")
+    lab.tasks.note.apply_async(("cat",), exchange="topic", routing_key="animal.cat")
+    lab.wait(lambda: lab.lines() == ["cat"])
+    assert lab.database.stats(queue="other").queued_tasks == 1
+    lab.app.control.add_consumer("other")
+    lab.wait(lambda: "routed" in lab.lines())
+
+
+def test_children_that_are_replaced_lose_nothing(lab: Any) -> None:
+    """One task per process, and a pool that grows and shrinks."""
+    lab.worker("--autoscale", "3,1", "--max-tasks-per-child", "1")
+    for number in range(25):
+        lab.tasks.late.delay(number, 0.02)
+    lab.wait(lambda: len(lab.lines()) == 25, 60)
+    assert sorted(map(int, lab.lines())) == list(range(25))
+
+
+def test_a_warm_shutdown_gives_back_what_has_not_begun(lab: Any) -> None:
+    """At once, uncounted; nothing runs twice."""
+    for number in range(400):
+        lab.tasks.late.delay(number, 0.003)
+    for name in ("w1", "w2"):
+        worker = lab.worker("-c", "2", name=name)
+        done = len(lab.lines())
+        lab.wait(lambda done=done: len(lab.lines()) > done + 60)
+        assert lab.stop(worker) == 0
+        stats = lab.database.stats()
+        assert stats.processing_tasks == 0
+        assert stats.queued_tasks > 0
+    lab.worker("-c", "2", name="w3")
+    lab.wait(lambda: lab.database.stats().completed_tasks == 400, 60)
+    assert sorted(map(int, lab.lines())) == list(range(400))
+    rows = lab.database.execute("SELECT DISTINCT attempts, deaths FROM task_queue")
+    assert [tuple(row) for row in rows] == [(1, 0)]
+
+
+def test_an_unknown_message_stops_nobody(lab: Any) -> None:
+    """One that is no task, one of a task nobody knows."""
+    lab.worker("-P", "solo")
+    with lab.app.connection_for_write() as connection:
+        connection.Producer().publish({"not": "a task"}, routing_key="celery")
+        connection.Producer().publish(
+            b"\xff",
+            routing_key="celery",
+            content_type="application/x-none",
+            content_encoding="binary",
+            headers={"task": "app.add", "id": "1"},
+        )
+    signature("no.such.task", app=lab.app).apply_async()
+    lab.tasks.note.delay("good")
+    lab.wait(lambda: lab.lines() == ["good"])
+    lab.wait(lambda: lab.database.stats().processing_tasks == 0)
