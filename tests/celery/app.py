@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 from typing import Any
@@ -32,6 +33,10 @@ app.conf.update(
 )
 
 
+#: Not shared with other apps: each test imports this module anew.
+task = functools.partial(app.task, shared=False)
+
+
 def write(line: object) -> None:
     """Append a line to the ledger, whole."""
     descriptor = os.open(os.environ["TEST_LEDGER"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
@@ -41,33 +46,33 @@ def write(line: object) -> None:
         os.close(descriptor)
 
 
-@app.task
+@task()
 def note(*values: Any, **named: Any) -> None:
     """Write the arguments."""
     write(" ".join([*map(str, values), *(f"{key}={named[key]}" for key in sorted(named))]))
 
 
-@app.task(acks_late=True)
+@task(acks_late=True)
 def late(value: Any, seconds: float = 0.0) -> None:
     """Write the argument after a while; acknowledged at the end."""
     time.sleep(seconds)
     write(value)
 
 
-@app.task(name="app.routed")
+@task(name="app.routed")
 def routed(value: Any) -> None:
     """Has a queue of its own."""
     write(value)
 
 
-@app.task
+@task()
 def add(x: int, y: int) -> int:
     """Write the sum and hand it on."""
     write(f"sum {x + y}")
     return x + y
 
 
-@app.task(bind=True, max_retries=3)
+@task(bind=True, max_retries=3)
 def flaky(self: Any) -> None:
     """Succeed at the third try."""
     write(f"try {self.request.retries}")
@@ -75,19 +80,19 @@ def flaky(self: Any) -> None:
         raise self.retry(countdown=0.1)
 
 
-@app.task(bind=True)
+@task(bind=True)
 def timed(self: Any) -> None:
     """Write when it ran and when it was to run."""
     write(f"{time.time()} {self.request.eta}")
 
 
-@app.task(bind=True, acks_late=True)
+@task(bind=True, acks_late=True)
 def redelivered(self: Any, value: Any) -> None:
     """Write whether the message says redelivered."""
     write(f"{value} {self.request.delivery_info['redelivered']}")
 
 
-@app.task(acks_late=True)
+@task(acks_late=True)
 def deadly() -> None:
     """Kill the worker, as a crash in native code or a full memory would."""
     write("deadly")
