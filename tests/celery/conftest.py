@@ -61,7 +61,6 @@ class Lab:
 
     def worker(self, *arguments: str, name: str = "w1") -> subprocess.Popen[str]:
         """Start a worker and wait until it consumes."""
-        before = len(self.consumers())
         process = self.celery(
             "worker",
             "-n",
@@ -71,8 +70,12 @@ class Lab:
             *(arguments or ("-c", "2")),
             log=f"{name}.log",
         )
-        self.wait(lambda: len(self.consumers()) > before or self.ended(process, name), 30)
+        self.wait(lambda: self.consumes(process) or self.ended(process, name), 30)
         return process
+
+    def consumes(self, process: subprocess.Popen[str]) -> bool:
+        """Whether a worker has registered its consumers."""
+        return any(f":{process.pid}:" in worker_id for _, worker_id in self.consumers())
 
     def ended(self, process: subprocess.Popen[str], name: str) -> bool:
         """Fail with a worker's log if it has ended."""
