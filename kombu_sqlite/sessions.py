@@ -188,7 +188,7 @@ class Session:
                 known = handle.changes() == 1
         except QueueReplacedError as exc:
             logger.error("%s", exc)
-            self._give_up()
+            self.give_up()
         except QueueDatabaseError as exc:
             logger.warning("The lease of %s could not be renewed yet: %s", self.worker_id, exc)
             return min(self.beat_interval_s, _RETRY_AFTER_S)
@@ -200,10 +200,10 @@ class Session:
                     self.worker_id,
                     self.visibility_timeout_s,
                 )
-                self._give_up()
+                self.give_up()
         return self.beat_interval_s
 
-    def _give_up(self) -> None:
+    def give_up(self) -> None:
         """Serve no more: whoever connects again registers anew."""
         self.lost = True
         self._closed = True

@@ -13,7 +13,7 @@ from .claims import Claimant, Claims
 from .clock import now_text
 from .database import Database
 from .deliveries import Deliveries
-from .errors import QueueDatabaseError, QueueReplacedError
+from .errors import QueueDatabaseError, QueueReplacedError, SessionLost
 from .log import logger
 from .models import Delivery, Envelope, Settlement
 from .options import Options
@@ -97,7 +97,11 @@ class Store:
 
     def claim(self, claimant: Claimant, queues: Sequence[str], limit: int) -> list[Delivery]:
         """Lease up to ``limit`` messages; see :meth:`Claims.claim_within`."""
-        return self.claims.claim(claimant, queues, limit)
+        try:
+            return self.claims.claim(claimant, queues, limit)
+        except SessionLost:
+            self.session().give_up()
+            raise
 
     def settle(self, settlements: Sequence[Settlement]) -> list[Settlement]:
         """End deliveries in one transaction and wake a consumer for what was put back.
@@ -122,8 +126,10 @@ class Store:
             self.settler.put_back(pending)
             self.claims.quarantine_undecodable(queues)
             return []
-        except BaseException:
+        except BaseException as exc:
             self.settler.put_back(pending)
+            if isinstance(exc, SessionLost):
+                self.session().give_up()
             raise
         self.settler.report(lost)
         self.ring(requeued)
