@@ -105,8 +105,11 @@ class Housekeeping:
             with self._database.transaction() as handle:
                 handle.all(statement("give_back_pages"))
 
-    def checkpoint(self) -> None:
+    def checkpoint(self) -> bool:
         """Move the log's frames into the file; start the log anew once it is large.
+
+        Returns:
+            Whether the log grows so fast that the next checkpoint should come sooner.
 
         A passive checkpoint never waits. RESTART waits for readers and keeps writers out
         meanwhile, so its wait is short; without it the log would grow for ever behind readers.
@@ -115,15 +118,16 @@ class Housekeeping:
             connection = handle.connection
             assert connection is not None
             try:
-                frames, done = connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
-                if frames * _FRAME_BYTES > _LARGE_LOG_BYTES and frames == done:
+                frames, _ = connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+                if frames * _FRAME_BYTES > _LARGE_LOG_BYTES:
                     connection.set_busy_timeout(_RESTART_WAIT_MS)
                     try:
                         connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_RESTART)
                     finally:
                         connection.set_busy_timeout(int(self._options.busy_timeout * 1000))
             except (apsw.BusyError, apsw.LockedError):
-                pass  # another process is at it
+                return True  # another process is at it, or a reader is in the way
+            return frames * _FRAME_BYTES > _LARGE_LOG_BYTES // 2
 
 
 def _why_irregular(

@@ -39,6 +39,7 @@ _NET_S = 0.1
 _WATCHED_NET_S = 0.25
 _MTIME_DOUBT_S = 0.2
 _CHECKPOINT_INTERVAL_S = 1.0
+_FAST_CHECKPOINT_INTERVAL_S = 0.1
 _HOUSEKEEPING_INTERVAL_S = 1.0
 _IDLE_INTERVAL_S = 5.0
 
@@ -70,6 +71,7 @@ class Upkeep:
         self._changes = 0
         self._data_version = -1
         self._next_due_s: float | None = None
+        self._log_grows = False
         self._log_mark: tuple[int, int] | None = None
         self._looks: list[float] = []  # waits before the next looks for a foreign commit
         self._listen_from = 0.0
@@ -193,8 +195,9 @@ class Upkeep:
             self._keep_house()
         if self._is_time("unowned", _IDLE_INTERVAL_S, _IDLE_INTERVAL_S):
             self._duty(lambda: self._ring_all(leases.reclaim_unowned()))
-        if self._is_time("checkpoint", _CHECKPOINT_INTERVAL_S, _IDLE_INTERVAL_S):
-            self._duty(self._house.checkpoint)
+        interval_s = _FAST_CHECKPOINT_INTERVAL_S if self._log_grows else _CHECKPOINT_INTERVAL_S
+        if self._is_time("checkpoint", interval_s, _IDLE_INTERVAL_S):
+            self._log_grows = bool(self._duty(self._house.checkpoint))
 
     def _keep_house(self) -> None:
         self._duty(self._house.expire)
