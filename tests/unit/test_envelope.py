@@ -130,6 +130,7 @@ def test_a_celery_task_fills_the_documented_columns() -> None:
 def test_a_naive_eta_is_utc_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     """Nobody else can know its zone."""
     headers = {"task": "t", "id": "7", "eta": "2026-11-24T10:00:00"}
+    caplog.set_level("WARNING", logger=logger.name)
     logger.addHandler(caplog.handler)  # whoever set up logging before may have cut it off
     assert encode(message("", headers), "", "q", False).run_after == "2026-11-24 10:00:00.000"
     logger.removeHandler(caplog.handler)
