@@ -11,6 +11,7 @@ __all__ = (
     "QueueOptionError",
     "QueueReplacedError",
     "QueueSchemaError",
+    "QueueUnavailableError",
     "SessionLost",
 )
 
@@ -25,6 +26,10 @@ class QueueOptionError(QueueDatabaseError, ValueError):
 
 class QueueLocationError(QueueDatabaseError):
     """The path cannot hold a queue; the message says what to change. Retrying does not help."""
+
+
+class QueueUnavailableError(QueueLocationError):
+    """The path cannot hold a queue, and the connection has others: Kombu goes on to the next."""
 
 
 class QueueSchemaError(QueueDatabaseError):

@@ -7,13 +7,21 @@ from typing import Any
 
 from .clock import parse_time
 
-__all__ = ("BadMessageError", "check_columns", "foreign_body")
+__all__ = ("BadMessageError", "check_columns", "foreign_body", "readable")
 
 _NO_CANVAS = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
 
 
 class BadMessageError(Exception):
     """A row that cannot become a message; its text is the reason to quarantine it with."""
+
+
+def readable(raw: bytes | None) -> str:
+    """Return text that was read as bytes, so that one row's broken text stops no other row.
+
+    What is not UTF-8 in it becomes U+FFFD; None becomes empty.
+    """
+    return bytes(raw or b"").decode("utf-8", "replace")
 
 
 def check_columns(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from .clock import boottime_s, now_text
 from .database import Database
+from .foreign import readable
 from .log import describe, logger
 from .sessions import LockFile
 from .sql import statement
@@ -118,11 +119,13 @@ class LeaseKeeper:
             transient = handle.all(statement("release_transient_of"), parameters)
             handle.run(statement("retire_worker"), parameters)
             consumed = handle.all(statement("delete_consumers_of"), parameters)
+            for queue, _ in consumed:  # it was in use until now; its expiry counts from here
+                handle.run(statement("touch_queue"), {"name": queue, "now": parameters["now"]})
             if consumed:
                 handle.run(statement("bump_topology"))
         logger.warning("Worker %s %s: %d messages queued again.", worker, reason, len(requeued))
         self._log_exhausted(exhausted)
-        return {row[0] for row in requeued} | {row[0] for row in transient}
+        return {readable(row[0]) for row in requeued} | {row[0] for row in transient}
 
     def reclaim_unowned(self) -> set[str]:
         """Queue again what no known worker holds and whose lease is over.
@@ -131,7 +134,7 @@ class LeaseKeeper:
         """
         parameters = {"now": now_text()}
         with self._database.reading() as handle:
-            owners = {row[0] for row in handle.all(statement("list_owners"))}
+            owners = {readable(row[0]) for row in handle.all(statement("list_owners"))}
             known = {row[0] for row in handle.all(statement("list_live_workers"))}
             nameless = handle.one(statement("any_nameless_lease"))
         if owners <= known and nameless is None:
@@ -140,10 +143,11 @@ class LeaseKeeper:
             exhausted = handle.all(statement("exhaust_unowned"), parameters)
             requeued = handle.all(statement("requeue_unowned"), parameters)
         self._log_exhausted(exhausted)
-        return {row[0] for row in requeued}
+        return {readable(row[0]) for row in requeued}
 
-    def _log_exhausted(self, rows: list[tuple[int, str, str, int]]) -> None:
+    def _log_exhausted(self, rows: list[tuple[int, bytes, bytes, int]]) -> None:
         for row_id, queue, task_id, number in rows:
             logger.error(
-                "Delivery attempts exhausted: %s", describe(queue, task_id, f"{row_id}.{number}")
+                "Delivery attempts exhausted: %s",
+                describe(readable(queue), readable(task_id), f"{row_id}.{number}"),
             )

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable
 
 from .bells import UPKEEP_BELL, BellBoard
-from .clock import to_text
+from .clock import after_text, to_text
 from .database import Database
 from .handles import Handle
 from .log import logger
@@ -119,7 +119,7 @@ class Publisher:
         expires_at = envelope.expires_at
         for ttl_ms in (envelope.ttl_ms, queue.number("x-message-ttl")):
             if ttl_ms is not None:
-                end = to_text(now_s + ttl_ms / 1000)
+                end = after_text(ttl_ms / 1000)
                 expires_at = end if expires_at is None else min(expires_at, end)
         if queue.transient:
             handle.run(

@@ -7,10 +7,9 @@ reads the tables anew, inside the transaction it is about to route in.
 from __future__ import annotations
 
 import json
-from datetime import timedelta
 from typing import Any
 
-from .clock import datetime_to_text, from_text, now_text
+from .clock import from_text, now_text
 from .database import Database
 from .handles import Handle
 from .routing import Exchange, Queue, Topology
@@ -93,8 +92,9 @@ class TopologyStore:
     def declare_queue(self, queue: Queue) -> None:
         """Make a queue known; of two declarations the newer one's arguments hold."""
         known = self.read().queues.get(queue.name)
-        if known is not None and known.arguments == queue.arguments and not queue.auto_delete:
-            return  # one that deletes itself is written again: it waits for a consumer anew
+        lasting = not queue.auto_delete and queue.number("x-expires") is None
+        if known is not None and known.arguments == queue.arguments and lasting:
+            return  # one that deletes itself or expires is written again: it is waited for anew
         with self._database.transaction() as handle:
             self.insert_queue(handle, queue)
 
@@ -199,8 +199,7 @@ class TopologyStore:
             over = (
                 now
                 and expires_ms is not None
-                and datetime_to_text(from_text(last_used) + timedelta(milliseconds=expires_ms))
-                <= now
+                and (from_text(now) - from_text(last_used)).total_seconds() * 1000 >= expires_ms
             )
             if over or (auto_delete and had_consumer):
                 self.delete_queue(handle, name, "the queue expired" if over else _PURGED)

@@ -23,6 +23,7 @@ from .errors import (
     QueueDiskError,
     QueueLocationError,
     QueueReplacedError,
+    QueueUnavailableError,
     SessionLost,
 )
 from .log import logger
@@ -62,6 +63,7 @@ class Transport(virtual.Transport):
         *virtual.Transport.connection_errors,
         QueueReplacedError,
         QueueDiskError,
+        QueueUnavailableError,
         SessionLost,
     )
     channel_errors: tuple[type[Exception], ...] = (  # type: ignore[assignment]
@@ -69,7 +71,12 @@ class Transport(virtual.Transport):
         QueueBusyError,
         LeaseLost,
     )
-    recoverable_connection_errors = (QueueReplacedError, QueueDiskError, SessionLost)
+    recoverable_connection_errors = (
+        QueueReplacedError,
+        QueueDiskError,
+        QueueUnavailableError,
+        SessionLost,
+    )
     recoverable_channel_errors = (QueueBusyError,)
 
     implements = base.Transport.implements.extend(
@@ -123,10 +130,16 @@ class Transport(virtual.Transport):
 
         Raises:
             QueueLocationError, QueueOptionError, QueueSchemaError: retrying does not help.
+            QueueUnavailableError: nor does it here, but the connection has alternates.
             QueueBusyError, QueueDiskError: it may.
         """
         try:
             self.store.topology.read()
+        except QueueLocationError as exc:
+            self._drop_store()
+            if self.client.alt:
+                raise QueueUnavailableError(str(exc)) from exc
+            raise
         except BaseException:
             self._drop_store()
             raise

@@ -16,6 +16,7 @@ from .bells import UPKEEP_BELL, Bell, BellBoard
 from .clock import boottime_s, now_text, parse_time
 from .database import Database
 from .errors import QueueBusyError, QueueReplacedError
+from .foreign import readable
 from .housekeeping import BATCH, Housekeeping
 from .leases import LeaseKeeper
 from .log import logger
@@ -42,6 +43,9 @@ _CHECKPOINT_INTERVAL_S = 1.0
 _FAST_CHECKPOINT_INTERVAL_S = 0.1
 _HOUSEKEEPING_INTERVAL_S = 1.0
 _IDLE_INTERVAL_S = 5.0
+
+#: How long a promotion that failed is left alone: a full disk must not keep this thread spinning.
+_RETRY_AFTER_S = 0.5
 
 
 class Upkeep:
@@ -186,6 +190,7 @@ class Upkeep:
             self._looks.clear()
             self._duty(self._read_next_due)
         if self._next_due_s is not None and self._next_due_s <= time.time():
+            self._next_due_s = time.time() + _RETRY_AFTER_S  # unless it succeeds and knows better
             self._duty(self.promote)
         if self._is_time("owners", _OWNERS_INTERVAL_S, _OWNERS_INTERVAL_S):
             self._duty(lambda: self._ring_all(leases.check(self._changes)))
@@ -252,7 +257,7 @@ class Upkeep:
         if raw is None:
             self._next_due_s = None
             return
-        text = bytes(raw).decode("utf-8", "replace")
+        text = readable(raw)
         moment = parse_time(text)
         if moment is not None:
             self._next_due_s = moment.timestamp()
@@ -266,7 +271,7 @@ class Upkeep:
         while not self._closed:
             with self._database.transaction() as handle:
                 rows = handle.all(statement("promote_due"), {"now": now_text(), "limit": BATCH})
-            self._ring_all({row[0] for row in rows})
+            self._ring_all({readable(queue) for (queue,) in rows})
             if len(rows) < BATCH:
                 break
         self._read_next_due()
@@ -285,7 +290,7 @@ class Upkeep:
                     lanes = [(b"{}",)] if handle.one(statement(peek), values) else []
                 else:
                     lanes = handle.all(statement("list_lanes"), {"queue": name})
-                waiting.extend((name, bytes(lane).decode("utf-8", "replace")) for (lane,) in lanes)
+                waiting.extend((name, readable(lane)) for (lane,) in lanes)
         for name, lane in waiting:
             self._ringer.ring(topology, name, lane)
 

@@ -43,7 +43,7 @@ WITH RECURSIVE owner(locked_by) AS (
     SELECT (SELECT min(t.locked_by) FROM task_queue t INDEXED BY ix_task_leased
              WHERE t.status = 'processing' AND t.locked_by > owner.locked_by)
       FROM owner WHERE owner.locked_by IS NOT NULL)
-SELECT locked_by FROM owner WHERE locked_by IS NOT NULL;
+SELECT CAST(locked_by AS BLOB) FROM owner WHERE locked_by IS NOT NULL;
 
 -- name: exhaust_leased_of
 -- Fails the started messages of a dead worker that have died too often.
@@ -54,7 +54,7 @@ UPDATE task_queue SET
                     || max_attempts || ' executions died'
 WHERE status = 'processing' AND locked_by = :worker
   AND processing_started_utc IS NOT NULL AND deaths + 1 >= max_attempts
-RETURNING id, queue, task_id, delivery_no;
+RETURNING id, CAST(queue AS BLOB), CAST(task_id AS BLOB), delivery_no;
 
 -- name: requeue_leased_of
 -- Queues the messages of a dead worker again; a death counts only where execution had begun.
@@ -65,7 +65,7 @@ UPDATE task_queue SET
     locked_by = NULL, lease_until_utc = NULL, reserved_at_utc = NULL,
     processing_started_utc = NULL
 WHERE status = 'processing' AND locked_by = :worker
-RETURNING queue;
+RETURNING CAST(queue AS BLOB);
 
 -- name: release_leased_of
 -- Gives back all that a worker leaving in good order still holds, as if it had never been leased.
@@ -91,7 +91,7 @@ WHERE status = 'processing' AND (lease_until_utc IS NULL OR lease_until_utc < :n
   AND (locked_by IS NULL OR locked_by NOT IN (SELECT worker_id FROM workers
                                               WHERE lock_byte IS NOT NULL))
   AND processing_started_utc IS NOT NULL AND deaths + 1 >= max_attempts
-RETURNING id, queue, task_id, delivery_no;
+RETURNING id, CAST(queue AS BLOB), CAST(task_id AS BLOB), delivery_no;
 
 -- name: requeue_unowned
 -- Queues messages again whose owner nobody knows and whose lease is over.
@@ -104,4 +104,4 @@ UPDATE task_queue SET
 WHERE status = 'processing' AND (lease_until_utc IS NULL OR lease_until_utc < :now)
   AND (locked_by IS NULL OR locked_by NOT IN (SELECT worker_id FROM workers
                                               WHERE lock_byte IS NOT NULL))
-RETURNING queue;
+RETURNING CAST(queue AS BLOB);

@@ -5,7 +5,7 @@ WHERE id IN (
     SELECT id FROM task_queue INDEXED BY ix_task_waiting
     WHERE status = 'queued' AND run_after_utc > updated_at_utc AND run_after_utc <= :now
     ORDER BY run_after_utc LIMIT :limit)
-RETURNING queue;
+RETURNING CAST(queue AS BLOB);
 
 -- name: next_due
 -- When the next waiting message falls due.

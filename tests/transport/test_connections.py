@@ -95,6 +95,18 @@ def test_a_failover_list_goes_on_to_the_next(broker_url: str, tmp_path: Path) ->
         assert database.stats().total_tasks == 1
 
 
+def test_a_failover_list_goes_on_from_a_file_that_cannot_be_used(tmp_path: Path) -> None:
+    """And an alternate is switched to by its URL."""
+    (tmp_path / "folder").mkdir()
+    urls = [f"sqlite:///{tmp_path}/folder", f"sqlite:///{tmp_path}/q.db"]
+    with Connection(urls) as connection:
+        connection.ensure_connection(max_retries=3, interval_start=0, interval_step=0)
+        connection.Producer().publish("a", routing_key="q")
+        assert connection.as_uri().endswith("/q.db")
+    with QueueDatabase(f"{tmp_path}/q.db") as database:
+        assert database.stats().total_tasks == 1
+
+
 def test_pools_hand_out_connections(broker_url: str) -> None:
     """And producers."""
     connection = Connection(broker_url)
