@@ -9,6 +9,7 @@ import time
 
 import apsw
 
+from .checkpoints import FRAME_BYTES, restart
 from .clock import now_text, to_text
 from .database import Database
 from .log import describe, logger
@@ -20,7 +21,6 @@ __all__ = ("Housekeeping",)
 
 _GONE_WORKERS_KEPT_S = 86400.0
 _LARGE_LOG_BYTES = 8 * 2**20
-_FRAME_BYTES = 4096 + 24
 _RESTART_WAIT_MS = 50
 
 #: Rows per transaction, so that nobody waits long for the write lock.
@@ -119,15 +119,11 @@ class Housekeeping:
             assert connection is not None
             try:
                 frames, _ = connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
-                if frames * _FRAME_BYTES > _LARGE_LOG_BYTES:
-                    connection.set_busy_timeout(_RESTART_WAIT_MS)
-                    try:
-                        connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_RESTART)
-                    finally:
-                        connection.set_busy_timeout(int(self._options.busy_timeout * 1000))
             except (apsw.BusyError, apsw.LockedError):
-                return True  # another process is at it, or a reader is in the way
-            return frames * _FRAME_BYTES > _LARGE_LOG_BYTES // 2
+                return True  # another process is at it
+            if frames * FRAME_BYTES > _LARGE_LOG_BYTES:
+                restart(connection, _RESTART_WAIT_MS, int(self._options.busy_timeout * 1000))
+            return frames * FRAME_BYTES > _LARGE_LOG_BYTES // 2
 
 
 def _why_irregular(

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import apsw
 
 from . import native
+from .checkpoints import LogKeeper
 from .errors import QueueLocationError, QueueSchemaError
 from .options import Options
 from .sql import migrations
@@ -35,7 +36,7 @@ def prepare_connection(connection: apsw.Connection, options: Options) -> None:
     _keep_temporaries_in_memory(connection)
     _cache_pages(connection, options.cache_size)
     _map_memory(connection, options.mmap_size)
-    _checkpoint_at(connection, options.wal_autocheckpoint)
+    _checkpoint_at(connection, options)
     _bound_log_file(connection)
 
 
@@ -93,9 +94,10 @@ def _map_memory(connection: apsw.Connection, mmap_size: int) -> None:
     connection.execute(f"PRAGMA mmap_size = {mmap_size}")
 
 
-def _checkpoint_at(connection: apsw.Connection, pages: int) -> None:
-    """The elected process checkpoints each second; a writer only when it falls behind."""
-    connection.execute(f"PRAGMA wal_autocheckpoint = {pages}")
+def _checkpoint_at(connection: apsw.Connection, options: Options) -> None:
+    """Checkpoint by our own hook: SQLite's never starts the log anew while there are readers."""
+    keeper = LogKeeper(options.wal_autocheckpoint, int(options.busy_timeout * 1000))
+    connection.set_wal_hook(keeper)
 
 
 def _bound_log_file(connection: apsw.Connection) -> None:
