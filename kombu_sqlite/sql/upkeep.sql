@@ -40,10 +40,11 @@ LIMIT :limit;
 UPDATE task_queue SET run_after_utc = :run_after, updated_at_utc = :now WHERE id = :id;
 
 -- name: prune_finished
--- Deletes rows that ended long ago.
+-- Deletes rows that ended long ago; one that somebody has queued again by SQL may still say so.
 DELETE FROM task_queue WHERE id IN (
     SELECT id FROM task_queue INDEXED BY ix_task_finished
     WHERE finished_at_utc IS NOT NULL AND finished_at_utc < :before
+      AND status NOT IN ('queued', 'processing')
     ORDER BY finished_at_utc LIMIT :limit)
 RETURNING id;
 
@@ -52,6 +53,7 @@ RETURNING id;
 DELETE FROM task_logs WHERE task_id IN (
     SELECT id FROM task_queue INDEXED BY ix_task_finished
     WHERE finished_at_utc IS NOT NULL AND finished_at_utc < :before
+      AND status NOT IN ('queued', 'processing')
     ORDER BY finished_at_utc LIMIT :limit);
 
 -- name: give_back_pages
@@ -79,7 +81,8 @@ WHERE expires_at_utc IS NOT NULL AND expires_at_utc <= :now AND locked_by IS NUL
 -- name: any_finished_before
 -- Whether prune_finished has something to do.
 SELECT 1 FROM task_queue INDEXED BY ix_task_finished
-WHERE finished_at_utc IS NOT NULL AND finished_at_utc < :before LIMIT 1;
+WHERE finished_at_utc IS NOT NULL AND finished_at_utc < :before
+  AND status NOT IN ('queued', 'processing') LIMIT 1;
 
 -- name: any_gone_worker
 -- Whether prune_workers has something to do.
