@@ -116,6 +116,12 @@ class Handle:
         rows = self.cursor.execute(sql, params).fetchall()
         return rows[0] if rows else None
 
+    def end_statement(self) -> None:
+        """End a statement that an error left half read; it would keep an old view of the file."""
+        if self.connection is not None:
+            self.cursor.close(True)
+            self.cursor = self.connection.cursor()
+
     def changes(self) -> int:
         """Return how many rows the last statement inserted, updated or deleted."""
         assert self.connection is not None
@@ -189,6 +195,8 @@ class Reading(_Scope):
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, _: TracebackType | None
     ) -> None:
+        if exc is not None:
+            self._handle.end_statement()
         self._handle.release()
         if isinstance(exc, apsw.Error):
             raise translate(exc, self._database.path) from exc

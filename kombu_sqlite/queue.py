@@ -12,8 +12,9 @@ from typing import Any, NoReturn
 
 import apsw
 
-from .clock import from_text, now_text, parse_time
+from .clock import now_text, parse_time
 from .errors import LeaseLost, SessionLost
+from .foreign import readable
 from .handles import Params, execute_many
 from .location import default_path
 from .models import (
@@ -244,10 +245,8 @@ class QueueDatabase:
         with self._store.database.reading() as handle:
             counts = dict(handle.all(statement("count_by_status"), values))
             name = "oldest_queued" if type is None else "oldest_queued_of_type"
-            oldest = handle.one(statement(name), values)[0]
-        age = None
-        if oldest is not None and parse_time(oldest) is not None:
-            age = max(0.0, time.time() - from_text(oldest).timestamp())
+            oldest = parse_time(readable(handle.one(statement(name), values)[0]))
+        age = None if oldest is None else max(0.0, time.time() - oldest.timestamp())
         return QueueStats(
             total_tasks=sum(counts.values()),
             queued_tasks=counts.get("queued", 0),

@@ -44,10 +44,13 @@ WHERE id = :id AND status IN ('failed', 'cancelled')
 RETURNING queue;
 
 -- name: count_by_status
--- Tasks by status, of all or one queue or type.
-SELECT status, sum(tasks) FROM task_counts
+-- Tasks by status, of all or one queue or type; what others invented is one status (its text may
+-- be unreadable).
+SELECT CASE WHEN status IN ('queued', 'processing', 'completed', 'failed', 'cancelled')
+            THEN status ELSE 'unknown' END AS known, sum(tasks)
+FROM task_counts
 WHERE (:queue IS NULL OR queue = :queue) AND (:type IS NULL OR type = :type)
-GROUP BY status;
+GROUP BY known;
 
 -- name: oldest_queued
 -- When the oldest queued row was created: the first of each lane and priority, and what waits.
@@ -65,7 +68,7 @@ WITH RECURSIVE head(queue, compatibility, priority, id) AS (
           AND (n.queue, n.compatibility, n.priority)
               > (head.queue, head.compatibility, head.priority)
         ORDER BY n.queue, n.compatibility, n.priority, n.id LIMIT 1))
-SELECT min(created_at_utc) FROM (
+SELECT CAST(min(created_at_utc) AS BLOB) FROM (
     SELECT t.created_at_utc FROM head JOIN task_queue t USING (id)
     WHERE :queue IS NULL OR t.queue = :queue
     UNION ALL
@@ -76,7 +79,7 @@ SELECT min(created_at_utc) FROM (
 
 -- name: oldest_queued_of_type
 -- When the oldest queued row of one type was created.
-SELECT min(created_at_utc) FROM (
+SELECT CAST(min(created_at_utc) AS BLOB) FROM (
     SELECT created_at_utc FROM task_queue INDEXED BY ix_task_status_prio_time
     WHERE status = 'queued' AND run_after_utc <= updated_at_utc
       AND type = :type AND (:queue IS NULL OR queue = :queue)
