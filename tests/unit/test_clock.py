@@ -66,6 +66,34 @@ def test_a_naive_datetime_is_utc() -> None:
     assert clock.parse_time(naive) == naive.replace(tzinfo=UTC)
 
 
+@pytest.mark.parametrize(
+    ("instant_s", "text"),
+    [
+        (0, "1970-01-01 00:00:00.000"),
+        (1795507200.9999, "2026-11-24 08:00:00.999"),
+        (1795507199.9996, "2026-11-24 07:59:59.999"),
+        (1795507200.25, "2026-11-24 08:00:00.250"),
+    ],
+)
+def test_milliseconds_are_rounded_down(instant_s: float, text: str) -> None:
+    """A time in the file is never later than the instant: what is due by it is due."""
+    assert clock.to_text(instant_s) == text
+    moment = datetime.fromtimestamp(instant_s, UTC)
+    assert clock.datetime_to_text(moment) == text
+
+
+@given(st.datetimes(timezones=st.timezones()))
+def test_datetimes_of_any_zone_are_written_in_utc(moment: datetime) -> None:
+    """And read back, down to the millisecond, whatever the year."""
+    try:
+        utc = moment.astimezone(UTC)
+    except OverflowError:
+        return
+    text = clock.datetime_to_text(moment)
+    assert len(text) == len("YYYY-MM-DD HH:MM:SS.mmm")
+    assert clock.from_text(text) == utc.replace(microsecond=utc.microsecond // 1000 * 1000)
+
+
 def test_a_far_future_stays_in_the_form() -> None:
     """A countdown of a million years ends in the year 9999."""
     assert clock.after_text(1e14).startswith("9999-")

@@ -110,6 +110,74 @@ def test_text_and_typed_values_are_the_same() -> None:
     assert Options.load("q", typed) == Options.load("q", text)
 
 
+IN_A_URL = {
+    "visibility_timeout": ("7.5", 7.5),
+    "busy_timeout": ("0", 0.0),
+    "max_attempts": ("3", 3),
+    "priority_order": ("Redis", "redis"),
+    "scheduling": ("WEIGHTED", "weighted"),
+    "capabilities": ("%7B%22region%22%3A%20%22eu%22%7D", {"region": "eu"}),
+    "immediate_ack": ("yes", True),
+    "retention": ("0", 0.0),
+    "synchronous": ("full", "FULL"),
+    "file_mode": ("0660", 0o660),
+    "cache_size": ("-4000", -4000),
+    "mmap_size": ("1048576", 1048576),
+    "wal_autocheckpoint": ("1000", 1000),
+}
+
+
+def test_every_option_is_tried_in_a_url() -> None:
+    """The table above leaves none out."""
+    assert set(IN_A_URL) == {item.name for item in fields(Options)} - {"path"}
+
+
+@pytest.mark.parametrize("name", IN_A_URL)
+def test_an_option_is_read_from_a_url(name: str) -> None:
+    """Escapes are undone, names of choices are taken in any case; the others keep their default."""
+    text, value = IN_A_URL[name]
+    path, parameters = path_from_url(f"sqlite:////d/q.db?{name}={text}")
+    options = Options.load(path, parameters)
+    assert getattr(options, name) == value
+    assert getattr(options, name) != getattr(Options("q"), name)
+    assert Options.load(path, {name: value}) == options
+
+
+@pytest.mark.parametrize("name", IN_A_URL)
+def test_an_empty_value_is_refused(name: str) -> None:
+    """It is a slip, not a wish for the default."""
+    path, parameters = path_from_url(f"sqlite:///q.db?{name}=")
+    with pytest.raises(QueueOptionError, match=f"Option '{name}' is ''"):
+        Options.load(path, parameters)
+
+
+def test_an_unknown_option_far_from_all_is_refused_with_the_list() -> None:
+    """Every known name is in it."""
+    with pytest.raises(QueueOptionError, match="known are") as caught:
+        Options.load("q.db", {"zzz": 3})
+    assert all(name in str(caught.value) for name in IN_A_URL)
+
+
+def test_a_bad_value_is_refused_in_a_failover_list_too() -> None:
+    """Only unknown names may be another transport's."""
+    with pytest.raises(QueueOptionError, match="visibility_timeout"):
+        Options.load("q.db", {"visibility_timeout": "soon"}, ignore_unknown=True)
+
+
+def test_a_tilde_is_the_users_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the beginning of the path only."""
+    monkeypatch.setenv("HOME", "/home/somebody")
+    assert path_from_url("sqlite:///~/q.db")[0] == "/home/somebody/q.db"
+    assert path_from_url("sqlite:///a/~/q.db")[0] == "a/~/q.db"
+
+
+def test_options_cannot_be_changed() -> None:
+    """A store is shared by all connections with the same ones."""
+    options = Options("q.db")
+    with pytest.raises(AttributeError):
+        options.max_attempts = 3  # type: ignore[misc]
+
+
 def test_every_option_has_a_description() -> None:
     """The README's table is made from them."""
     assert all(item.metadata["text"] for item in fields(Options) if item.name != "path")

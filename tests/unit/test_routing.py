@@ -27,10 +27,33 @@ def test_topics_match_as_amqp_says(pattern: list[str], key: list[str]) -> None:
     assert bool(compiled.match(".".join(key) + ".")) == naive_match(pattern, key)
 
 
+@given(
+    st.lists(st.tuples(patterns, st.sampled_from(["one", "two", "three"])), max_size=6),
+    st.lists(st.sampled_from(["a", "b", "c"]), min_size=1, max_size=4),
+)
+def test_a_topic_exchange_finds_each_queue_once(
+    bound: list[tuple[list[str], str]], key: list[str]
+) -> None:
+    """Exactly the queues with a matching binding, asked once or again."""
+    routes = topology("topic", [(".".join(pattern), queue) for pattern, queue in bound])
+    expected = sorted({queue for pattern, queue in bound if naive_match(pattern, key)})
+    for _ in range(2):
+        assert sorted(routes.route("x", ".".join(key))) == expected
+
+
 @pytest.mark.parametrize(
     ("pattern", "key", "matches"),
     [
         ("#", "", True),
+        ("#.#", "a", True),
+        ("*", "", True),
+        ("*.*", "a", False),
+        ("a.#.b", "a.b", True),
+        ("a.#.b", "a.x.y.b", True),
+        ("a.#.b", "a.x.y", False),
+        ("A", "a", False),
+        ("a\nb.*", "a\nb.c", True),
+        ("a*", "ab", False),
         ("a.#", "a", True),
         ("#.b", "b", True),
         ("a.*", "a", False),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import datetime, timezone
 
 import apsw
@@ -17,7 +18,7 @@ from kombu_sqlite.errors import (
     QueueSchemaError,
 )
 from kombu_sqlite.handles import translate
-from kombu_sqlite.models import Task, TaskLog, Worker
+from kombu_sqlite.models import QueueStats, Record, Task, TaskLog, Worker
 from kombu_sqlite.native import Thread, Waker, select_readable
 
 
@@ -44,6 +45,8 @@ def test_libraries_that_lose_rows_are_refused(version: str) -> None:
         (apsw.NotADBError(""), QueueLocationError),
         (apsw.ReadOnlyError(""), QueueLocationError),
         (apsw.CantOpenError(""), QueueLocationError),
+        (apsw.PermissionsError(""), QueueLocationError),
+        (apsw.AuthError(""), QueueLocationError),
         (apsw.CorruptError(""), QueueSchemaError),
         (apsw.SQLError("syntax"), QueueDatabaseError),
     ],
@@ -77,6 +80,45 @@ def test_json_columns_read_as_dictionaries() -> None:
     assert Task(payload="nonsense", compatibility="[]").get_compatibility_dict() == {}
     assert TaskLog(details=None).get_details_dict() == {}
     assert Worker(capabilities='{"gpu": 1}').get_capabilities_dict() == {"gpu": 1}
+
+
+@pytest.mark.parametrize("record", [Task, Worker, TaskLog, QueueStats])
+def test_a_record_of_defaults_is_json(record: type[Record]) -> None:
+    """And nothing of it is lost by going through JSON."""
+    first = record()
+    assert record.from_dict(json.loads(json.dumps(first.to_dict()))) == first
+
+
+def test_records_cannot_be_changed() -> None:
+    """They say what the row was, not what it should be."""
+    task = Task()
+    with pytest.raises(AttributeError):
+        task.status = "completed"  # type: ignore[misc]
+
+
+def test_what_is_no_time_is_kept_in_the_record() -> None:
+    """Somebody else wrote it; a person looking at the row has to see it."""
+    assert Task.from_dict({"run_after_utc": "soon"}).run_after_utc == "soon"
+
+
+def test_migrations_are_numbered_without_a_gap() -> None:
+    """They are applied in that order."""
+    numbers = [version for version, _, _ in sql.migrations()]
+    assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+
+
+def test_an_unknown_statement_is_an_error() -> None:
+    """At the place that asks for it."""
+    with pytest.raises(KeyError):
+        sql.statement("no_such_statement")
+
+
+def test_a_statement_is_kept_without_its_heading() -> None:
+    """What stands before the first name is about the file."""
+    known: dict[str, str] = {}
+    text = "-- the file\n-- name: get_it\n-- Gets it.\nSELECT 1;\n\n-- name: a\n-- B.\nC;\n"
+    sql.load_statements(text, known, "x.sql")
+    assert known == {"get_it": "SELECT 1", "a": "C"}
 
 
 def test_a_statement_defined_twice_is_refused() -> None:
