@@ -18,7 +18,7 @@ from . import native
 from .clock import now_text
 from .database import Database
 from .errors import QueueDatabaseError, QueueReplacedError
-from .location import open_side_file
+from .location import identity, open_side_file
 from .log import logger
 from .sql import statement
 
@@ -40,7 +40,9 @@ _RETRY_AFTER_S = 0.2
 class LockFile:
     """Byte locks of this process on the side file.
 
-    Nothing else may open that file: closing any descriptor of it drops this process's locks.
+    Nothing else may open that file: closing any descriptor of it drops this process's locks. When
+    it was deleted or replaced together with the queue, new bytes are held in the new one; the old
+    one stays open until what is held there has been released.
     """
 
     def __init__(self, path: str, mode: int) -> None:
@@ -48,7 +50,7 @@ class LockFile:
         self._mode = mode
         self._lock = native.lock()
         self._fd = -1
-        self._held: set[int] = set()
+        self._held: dict[int, int] = {}  # byte -> the descriptor it is locked through
 
     def try_hold(self, byte: int) -> bool:
         """Lock one byte; return False when another process holds it."""
@@ -57,34 +59,45 @@ class LockFile:
                 return False
             if fcntl is None:  # pragma: no cover - Windows
                 return byte == UPKEEP_BYTE
-            if self._fd < 0:
-                self._fd = open_side_file(self._path, self._mode)
+            self._open_current()
             try:
                 fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, byte)
             except OSError:
                 return False
-            self._held.add(byte)
+            self._held[byte] = self._fd
             return True
+
+    def _open_current(self) -> None:
+        """Make the descriptor one of the file that others find at this path."""
+        if self._fd >= 0:
+            mine = os.fstat(self._fd)
+            if identity(self._path) == (mine.st_dev, mine.st_ino):
+                return
+            self._close_unless_held(self._fd)
+        self._fd = open_side_file(self._path, self._mode)
+
+    def _close_unless_held(self, fd: int) -> None:
+        if fd in self._held.values():
+            return
+        os.close(fd)
+        if fd == self._fd:
+            self._fd = -1
 
     def release(self, byte: int) -> None:
         """Free one byte, and the file with the last one."""
         with self._lock:
-            if byte not in self._held:
-                return
-            self._held.discard(byte)
-            if fcntl is not None and self._fd >= 0:
-                fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, byte)
-                if not self._held:
-                    os.close(self._fd)
-                    self._fd = -1
+            fd = self._held.pop(byte, -1)
+            if fd >= 0:
+                fcntl.lockf(fd, fcntl.LOCK_UN, 1, byte)
+                self._close_unless_held(fd)
 
     def is_alive(self, byte: int) -> bool | None:
         """Return whether some process holds ``byte``; None where that cannot be told."""
         with self._lock:
-            if byte in self._held:
-                return True
             if fcntl is None or self._fd < 0:
                 return None
+            if self._held.get(byte) == self._fd:
+                return True
             try:
                 fcntl.lockf(self._fd, fcntl.LOCK_SH | fcntl.LOCK_NB, 1, byte)
             except OSError:
@@ -94,12 +107,13 @@ class LockFile:
 
     def held_bytes(self) -> frozenset[int]:
         """Return the bytes this process holds."""
-        return frozenset(self._held)
+        with self._lock:
+            return frozenset(byte for byte, fd in self._held.items() if fd == self._fd)
 
     def forget(self) -> None:
         """In a forked child: nothing is held; the inherited descriptor serves it as well."""
         self._lock = native.lock()
-        self._held = set()
+        self._held = {}
 
 
 class Session:
