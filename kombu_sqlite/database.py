@@ -136,17 +136,19 @@ class Database:
                 "This process was forked inside an open transaction on the queue's file and "
                 "cannot use it safely; fork outside of transactions, or start it by spawn."
             )
-        with self._lock:
-            first = not any(other.connection is not None for other in self._handles)
+        first = self._is_closed()
         if first and not _opened_elsewhere(self) and location.held_by_other_library(self.path):
             raise QueueLocationError(
                 f"Another SQLite library of this process has {self.path!r} open, which makes "
                 "both lose their locks; close it there, or use QueueDatabase.get_connection()."
             )
+        if not first and location.identity(self.path) != self._file:
+            self.check_identity()
         location.create_file(self.path, self.options.file_mode)
         connection = apsw.Connection(self.path, flags=apsw.SQLITE_OPEN_READWRITE)
         try:
             schema.prepare_connection(connection, self.options)
+            first = first or self._is_closed()  # the last other one took the log with it
             if first:
                 schema.ensure_schema(connection, self.path)
         except BaseException:
@@ -158,6 +160,10 @@ class Database:
         if first:
             self._file = location.identity(self.path)
             self._wal = location.identity(self.path + "-wal")
+
+    def _is_closed(self) -> bool:
+        with self._lock:
+            return not any(handle.connection is not None for handle in self._handles)
 
     def check_identity(self) -> None:
         """Notice a file that was moved, deleted or replaced underneath.
