@@ -233,10 +233,12 @@ class QueueDatabase:
             "before": before_id,
             "limit": limit,
         }
-        if format is None:
-            rows = self.execute(statement("list_tasks"), values)
-        else:
+        if format is not None:
             rows = self.execute(statement("list_tasks_of_format"), {**values, "format": format})
+        elif type is not None and status in ("failed", "cancelled"):
+            rows = self.execute(statement("list_tasks_of_type"), values)
+        else:
+            rows = self.execute(statement("list_tasks"), values)
         return [Task.from_dict(dict(row)) for row in rows]
 
     def stats(self, *, queue: str | None = None, type: str | None = None) -> QueueStats:

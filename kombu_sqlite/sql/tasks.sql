@@ -18,6 +18,13 @@ WHERE (:status IS NULL OR status = :status) AND (:type IS NULL OR type = :type)
   AND (:queue IS NULL OR queue = :queue) AND (:before IS NULL OR id < :before)
 ORDER BY id DESC LIMIT :limit;
 
+-- name: list_tasks_of_type
+-- Rows of one type that failed or were cancelled, newest first.
+SELECT * FROM task_queue INDEXED BY ix_task_type_status
+WHERE type = :type AND status = :status AND status IN ('failed', 'cancelled')
+  AND (:queue IS NULL OR queue = :queue) AND (:before IS NULL OR id < :before)
+ORDER BY id DESC LIMIT :limit;
+
 -- name: list_tasks_of_format
 -- Rows written by other programs whose payload names a format, newest first.
 SELECT * FROM task_queue INDEXED BY ix_task_format
