@@ -40,6 +40,23 @@ def test_a_rejected_message_is_failed(connection: Connection, queue_path: str) -
     assert rows(queue_path, "status, error_message") == [("failed", "rejected")]
 
 
+def test_failures_are_listed_by_type_newest_first(connection: Connection, queue_path: str) -> None:
+    """A page at a time; other types, states and queues are left out."""
+    producer = connection.Producer()
+    for number in range(6):
+        headers = {"task": f"t{number % 2}", "id": str(number)}
+        producer.publish(number, routing_key="q", headers=headers)
+        message = get(connection)
+        message.ack() if number == 4 else message.reject()
+    connection.release()
+    with QueueDatabase(queue_path) as database:
+        assert [t.id for t in database.list(type="t0", status="failed")] == [3, 1]
+        assert [t.id for t in database.list(type="t0", status="failed", before_id=3)] == [1]
+        assert [t.id for t in database.list(type="t1", status="failed", limit=2)] == [6, 4]
+        assert database.list(type="t0", status="cancelled") == []
+        assert database.list(type="t0", status="failed", queue="other") == []
+
+
 def test_a_requeued_message_comes_first_and_says_redelivered(connection: Connection) -> None:
     """Where Celery reads it: in the delivery info."""
     for body in "ab":
