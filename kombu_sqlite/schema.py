@@ -118,6 +118,7 @@ def ensure_schema(
     if _version(connection, path) == SCHEMA_VERSION:
         return
     connection.execute("PRAGMA foreign_keys = OFF")  # a rebuilt table is dropped under its readers
+    connection.execute("PRAGMA legacy_alter_table = ON")  # and under users' own views of it
     try:
         connection.execute("BEGIN IMMEDIATE")
         try:
@@ -136,6 +137,7 @@ def ensure_schema(
             connection.execute("ROLLBACK")
             raise
     finally:
+        connection.execute("PRAGMA legacy_alter_table = OFF")
         connection.execute("PRAGMA foreign_keys = ON")
 
 
