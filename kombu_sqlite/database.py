@@ -7,6 +7,7 @@ exception; otherwise nothing of it is.
 from __future__ import annotations
 
 import os
+import sys
 import time
 import weakref
 from typing import Any
@@ -250,6 +251,8 @@ class _Keeper:
         self.handle = handle
 
     def __del__(self) -> None:
+        if sys.is_finalizing():
+            return  # other threads were cut off where they stood: what they hold is never released
         if self.handle.pid == os.getpid():
             self.handle.database.discard_handle(self.handle)
         else:  # the threads of the parent, gone in a forked child
