@@ -19,6 +19,7 @@ import struct
 from collections.abc import Iterable
 from contextlib import suppress
 
+from .errors import QueueDiskError
 from .location import open_side_file
 from .native import lock
 
@@ -34,6 +35,23 @@ _SIZE = _SLOTS + _BEAT.size
 _ASLEEP = 1
 _AWAKE = 0
 _HAS_FIFOS = hasattr(os, "mkfifo")
+
+
+def _allocate(descriptor: int) -> None:
+    """Give the side file all its blocks now.
+
+    A write through the map into a hole for which the disk has no room kills the process (SIGBUS).
+
+    Raises:
+        QueueDiskError: there is no room.
+    """
+    try:
+        os.posix_fallocate(descriptor, 0, _SIZE)
+    except (AttributeError, OSError) as exc:
+        if isinstance(exc, OSError) and exc.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+            raise QueueDiskError(f"No room for the queue's side file ({exc}); make room.") from exc
+        if os.fstat(descriptor).st_size < _SIZE:
+            os.ftruncate(descriptor, _SIZE)
 
 
 class BellBoard:
@@ -58,8 +76,7 @@ class BellBoard:
     def _map(self) -> mmap.mmap:
         descriptor = open_side_file(self._path + "-bells", self._mode)
         try:
-            if os.fstat(descriptor).st_size < _SIZE:
-                os.ftruncate(descriptor, _SIZE)
+            _allocate(descriptor)
             return mmap.mmap(descriptor, _SIZE)
         finally:
             os.close(descriptor)

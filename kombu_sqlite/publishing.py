@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from .bells import UPKEEP_BELL, BellBoard
 from .clock import after_text, to_text
 from .database import Database
+from .errors import QueueDiskError
 from .handles import Handle
 from .log import logger
 from .models import Envelope
@@ -59,7 +60,7 @@ class Ringer:
     def _try(self, ring: Callable[[], object]) -> None:
         try:
             ring()
-        except (OSError, ValueError) as exc:
+        except (OSError, ValueError, QueueDiskError) as exc:
             logger.warning("A sleeping consumer could not be woken at once: %s", exc)
 
 
