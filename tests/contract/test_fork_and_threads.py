@@ -204,3 +204,31 @@ store.close()
         done = subprocess.run(command, check=True, capture_output=True, text=True)
         assert done.stdout.split() == ["True", "2"]
         database.complete(held)
+
+
+@pytest.mark.parametrize("end", ["pass", "sys.exit(0)", "os.kill(os.getpid(), 2)"])
+def test_a_process_that_never_closes_leaves_at_once(queue_path: str, end: str) -> None:
+    """Its threads are cut off wherever they stand; nothing waits for what they hold."""
+    script = f"""
+import os, signal, sys
+sys.path[:0] = {sys.path!r}
+from kombu_sqlite import QueueDatabase
+signal.signal(2, lambda *_: sys.exit(0))
+db = QueueDatabase({queue_path!r} + sys.argv[1])  # each is elected for its upkeep
+db.enqueue_many([{{'type': 'a'}}, {{'type': 'b'}}])
+db.claim()
+{end}
+"""
+
+    def run(number: int) -> str:
+        command = [sys.executable, "-c", script, str(number)]
+        return subprocess.run(
+            command, check=True, capture_output=True, text=True, timeout=10
+        ).stderr
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(run, range(8))) == [""] * 8
+    for number in range(8):
+        with QueueDatabase(queue_path + str(number)) as database:
+            assert database.stats().total_tasks == 2
+            assert database.execute("PRAGMA integrity_check")[0][0] == "ok"
