@@ -259,7 +259,7 @@ class Upkeep:
             return
         text = readable(raw)
         moment = parse_time(text)
-        if moment is not None:
+        if moment is not None and (moment.timestamp() > time.time() or text <= now_text()):
             self._next_due_s = moment.timestamp()
         elif text <= now_text():
             self._next_due_s = 0.0  # promoted at once, and quarantined by the claim

@@ -29,10 +29,11 @@ SELECT id, CAST(status AS BLOB), typeof(type), typeof(queue), typeof(priority),
        strftime('%Y-%m-%d %H:%M:%f', run_after_utc)
 FROM task_queue INDEXED BY ix_task_irregular
 WHERE status NOT IN ('queued', 'processing', 'completed', 'failed', 'cancelled')
+   OR (status = 'queued' AND run_after_utc > updated_at_utc
+       AND (substr(run_after_utc, 11, 1) <> ' ' OR length(run_after_utc) > 23))
    OR (headers IS NULL AND status = 'queued' AND (
           typeof(type) <> 'text' OR typeof(queue) <> 'text' OR typeof(priority) <> 'integer'
-       OR typeof(run_after_utc) <> 'text' OR typeof(compatibility) <> 'text'
-       OR (run_after_utc > updated_at_utc AND substr(run_after_utc, 11, 1) <> ' ')))
+       OR typeof(run_after_utc) <> 'text' OR typeof(compatibility) <> 'text'))
 LIMIT :limit;
 
 -- name: normalise_run_after

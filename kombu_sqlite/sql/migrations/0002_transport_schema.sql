@@ -118,10 +118,11 @@ CREATE INDEX ix_task_task_id ON task_queue (task_id);
 -- Rows no claim could make sense of. Serves list_irregular.
 CREATE INDEX ix_task_irregular ON task_queue (id)
     WHERE status NOT IN ('queued', 'processing', 'completed', 'failed', 'cancelled')
+       OR (status = 'queued' AND run_after_utc > updated_at_utc
+           AND (substr(run_after_utc, 11, 1) <> ' ' OR length(run_after_utc) > 23))
        OR (headers IS NULL AND status = 'queued' AND (
               typeof(type) <> 'text' OR typeof(queue) <> 'text' OR typeof(priority) <> 'integer'
-           OR typeof(run_after_utc) <> 'text' OR typeof(compatibility) <> 'text'
-           OR (run_after_utc > updated_at_utc AND substr(run_after_utc, 11, 1) <> ' ')));
+           OR typeof(run_after_utc) <> 'text' OR typeof(compatibility) <> 'text'));
 -- A task's story. Serves list_logs.
 CREATE INDEX ix_logs_task ON task_logs (task_id);
 
