@@ -16,7 +16,7 @@ from typing import Any
 from .clock import to_text
 from .database import Database
 from .errors import SessionLost
-from .foreign import check_columns
+from .foreign import check_columns, normal_time
 from .handles import Handle, execute_many
 from .log import describe, logger
 from .models import Delivery, DeliveryTag
@@ -230,17 +230,23 @@ class Claims:
         """Return the delivery a row found ready becomes; end the row if it must not be one."""
         (row_id, number, queue, type_, priority, payload, headers, properties, task_id) = row[:9]
         attempts, deaths, expires_at, run_after = row[9:]
-        if isinstance(expires_at, str) and expires_at <= now:
-            handle.run(statement("cancel_found"), {"id": row_id, "now": now, "error": "expired"})
-            return None
         if headers is None:
             reason = check_columns(type_, priority, run_after, expires_at)
             if reason is not None:
                 self._quarantine(handle, row_id, queue, reason, now)
                 return None
-            if task_id is None:
-                task_id = str(uuid.uuid4())
-                handle.run(statement("set_task_id"), {"id": row_id, "task_id": task_id})
+            due = normal_time(run_after)
+            if due != run_after and due > now:  # its text sorted before its time
+                values = {"id": row_id, "run_after": due, "now": now}
+                handle.run(statement("normalise_run_after"), values)
+                return None
+            expires_at = expires_at and normal_time(expires_at)
+        if isinstance(expires_at, str) and expires_at <= now:
+            handle.run(statement("cancel_found"), {"id": row_id, "now": now, "error": "expired"})
+            return None
+        if headers is None and task_id is None:
+            task_id = str(uuid.uuid4())
+            handle.run(statement("set_task_id"), {"id": row_id, "task_id": task_id})
         return Delivery(
             DeliveryTag(row_id, number),
             queue,
