@@ -13,7 +13,6 @@ from kombu import Connection
 
 from kombu_sqlite import QueueDatabase
 from kombu_sqlite.clock import datetime_to_text
-from kombu_sqlite.upkeep import Upkeep
 
 Wait = Callable[..., Any]
 
@@ -86,37 +85,3 @@ def test_a_message_of_kombus_can_be_put_off_by_sql(
     (delivery,) = wait_until(lambda: database.claim("q"), 8)
     assert datetime.now(timezone.utc) >= soon.replace(microsecond=0)
     assert json.loads(delivery.headers)["task"] == "t"
-
-
-def test_a_time_that_sorts_late_causes_no_haste(
-    database: QueueDatabase, wait_until: Wait, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Until it is mended the elected process sleeps like any other."""
-    turns: list[int] = []
-    real = Upkeep._tick
-
-    def count(self: Upkeep, leases: Any) -> None:
-        turns.append(1)
-        real(self, leases)
-
-    monkeypatch.setattr(Upkeep, "_tick", count)
-    monkeypatch.setattr("kombu_sqlite.housekeeping.Housekeeping.mend_irregular", lambda self: False)
-    database.claim()  # stands for the election
-    late = insert(database, run_after_utc=FORMS["str"](moment(ZONES["+5"], seconds=-1)))
-    insert(database, type="good", run_after_utc=datetime_to_text(moment(ZONES["Z"], seconds=1)))
-    assert wait_until(database.claim, 5)[0].type == "good"
-    assert database.get(late).status == "queued"
-    assert len(turns) < 100
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_an_expiry_counts_in_any_form(database: QueueDatabase, form: str) -> None:
-    """What expired a moment ago is not delivered, what expires in a moment is."""
-    for zone in ZONES.values():
-        insert(database, type="old", expires_at_utc=FORMS[form](moment(zone, seconds=-2)))
-        insert(database, type="good", expires_at_utc=FORMS[form](moment(zone, minutes=2)))
-    assert [d.type for d in database.claim(limit=9)] == ["good"] * 3
-    found = database.execute(
-        "SELECT DISTINCT status, error_message, outcome_pending FROM task_queue WHERE type = 'old'"
-    )
-    assert [tuple(row) for row in found] == [("cancelled", "expired", 1)]
