@@ -48,7 +48,8 @@ class ForkGate:
     def pass_with(self, lock: Any) -> None:
         """Take ``lock`` at a moment at which no thread of this process is forking."""
         while True:
-            lock.acquire()
+            if not lock._is_owned():  # else a signal handler raised here the last time
+                lock.acquire()
             if not self.closed:
                 return
             lock.release()

@@ -73,7 +73,7 @@ class Handle:
         self.depth = 0
         self.after_commit: list[Callable[[], None]] = []
         self.check_at = 0.0
-        self.in_use = native.lock()  # held from begin to end; the fork gate waits for it
+        self.in_use = native.rlock()  # held from begin to end; the fork gate waits for it
         self._green = threading.RLock() if native.is_green() else None
 
     def acquire(self) -> None:
@@ -102,6 +102,17 @@ class Handle:
             self.in_use.release()
         if self._green is not None:
             self._green.release()
+
+    def leave(self, depth: int) -> None:
+        """Undo and leave whatever a signal handler's exception kept from being left properly."""
+        if depth == 0 < self.depth and self.connection is not None:
+            self.after_commit.clear()
+            if self.connection.in_transaction:
+                self.run("ROLLBACK")
+        while self.depth > depth:
+            self.release()
+        while self.depth == 0 and self.in_use._is_owned():
+            self.in_use.release()
 
     def run(self, sql: str, params: Params | None = None) -> None:
         """Execute a statement whose rows, if any, do not matter."""
@@ -179,18 +190,22 @@ class _Scope:
 
     def _enter(self) -> Handle:
         handle = self._handle = self._database.handle()
+        depth = handle.depth
         try:
             handle.acquire()
-        except apsw.Error as exc:
-            raise translate(exc, self._database.path) from exc
+        except BaseException as exc:
+            if handle.depth > depth:  # a signal handler raised at the last moment
+                handle.release()
+            if isinstance(exc, apsw.Error):
+                raise translate(exc, self._database.path) from exc
+            raise
         return handle
 
 
 class Reading(_Scope):
     """Reads outside a write transaction; each statement sees one moment of the file."""
 
-    def __enter__(self) -> Handle:
-        return self._enter()
+    __enter__ = _Scope._enter
 
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, _: TracebackType | None
@@ -210,17 +225,23 @@ class Transaction(_Scope):
     def __init__(self, database: Database, wait_s: float | None) -> None:
         super().__init__(database)
         self._wait_s = wait_s
+        self._nested = True  # so far there is nothing to undo
 
     def __enter__(self) -> Handle:
-        handle = self._enter()
+        handle = self._database.handle()
+        depth = handle.depth
         try:
+            self._enter()
             self._nested = handle.connection.in_transaction  # type: ignore[union-attr]
             if self._nested:
                 handle.run("SAVEPOINT nested")
             else:
                 handle.begin(self._wait_s)
         except BaseException as exc:
-            handle.release()
+            if handle.depth > depth:
+                if not self._nested:
+                    self._undo(handle)  # a signal handler may have raised right after BEGIN
+                handle.release()
             if isinstance(exc, apsw.Error):
                 raise translate(exc, self._database.path) from exc
             raise
@@ -238,9 +259,11 @@ class Transaction(_Scope):
                 else:
                     handle.run("COMMIT")
                     callbacks, handle.after_commit = handle.after_commit, callbacks
-        except apsw.Error as failure:
+        except BaseException as failure:  # a signal handler's included
             self._undo(handle)
-            raise translate(failure, self._database.path) from failure
+            if isinstance(failure, apsw.Error):
+                raise translate(failure, self._database.path) from failure
+            raise
         else:
             if exc is not None:
                 self._undo(handle)

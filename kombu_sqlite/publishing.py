@@ -86,6 +86,15 @@ class Publisher:
             KeyError: an exchange is not declared.
             QueueBusyError, QueueDiskError: nothing was written; try again.
         """
+        handle = self._database.handle()
+        depth = handle.depth
+        try:
+            self._publish(messages)
+        except BaseException:  # a soft time limit strikes anywhere, even in a context's exit
+            handle.leave(depth)
+            raise
+
+    def _publish(self, messages: Iterable[tuple[str, str, Envelope]]) -> None:
         now_s = time.time()
         with self._database.transaction() as handle:
             topology = self._topology.current(handle)
