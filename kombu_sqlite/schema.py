@@ -29,6 +29,7 @@ CREATE TABLE IF NOT EXISTS schema_versions (
 def prepare_connection(connection: apsw.Connection, options: Options) -> None:
     """Set every pragma; each function below states its reason."""
     _wait_when_busy(connection, options.busy_timeout)
+    _version(connection, options.path)  # a file that is refused stays as it is
     _lay_out_new_file(connection)
     _use_write_ahead_log(connection, options.busy_timeout)
     _sync_at(connection, options.synchronous)
@@ -148,12 +149,15 @@ def _version(connection: apsw.Connection, path: str) -> int:
             f"{path!r} has schema version {version}, this code knows {SCHEMA_VERSION}; "
             "upgrade kombu-sqlite."
         )
-    if version:
-        names = connection.execute(
-            "SELECT count(*) FROM sqlite_schema WHERE name IN ('task_queue', 'schema_versions')"
-        ).fetchall()[0][0]
-        if names != 2:
-            raise QueueSchemaError(
-                f"{path!r} is a SQLite database of another program; choose another path."
-            )
+    tables = {
+        name
+        for (name,) in connection.execute(
+            "SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT GLOB 'sqlite_*'"
+        )
+    }
+    ours = {"task_queue", "schema_versions"} if version else {"task_queue"}
+    if (version or tables) and not ours <= tables:
+        raise QueueSchemaError(
+            f"{path!r} is a SQLite database of another program; choose another path."
+        )
     return version

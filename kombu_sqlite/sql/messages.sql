@@ -172,7 +172,8 @@ SELECT id,
        CASE WHEN typeof(priority) = 'text' THEN CAST(priority AS BLOB) END,
        CASE WHEN typeof(run_after_utc) = 'text' THEN CAST(run_after_utc AS BLOB) END,
        CASE WHEN typeof(expires_at_utc) = 'text' THEN CAST(expires_at_utc AS BLOB) END,
-       CASE WHEN typeof(compatibility) = 'text' THEN CAST(compatibility AS BLOB) END
+       CAST(compatibility AS BLOB),
+       CASE WHEN typeof(deaths) = 'text' THEN CAST(deaths AS BLOB) END
 FROM task_queue INDEXED BY ix_task_status_prio_time
 WHERE queue = :queue AND status = 'queued' AND run_after_utc <= updated_at_utc;
 
