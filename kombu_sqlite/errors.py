@@ -8,6 +8,7 @@ __all__ = (
     "QueueDatabaseError",
     "QueueDiskError",
     "QueueLocationError",
+    "QueueNotReadyError",
     "QueueOptionError",
     "QueueReplacedError",
     "QueueSchemaError",
@@ -41,6 +42,10 @@ class QueueBusyError(QueueDatabaseError):
 
     Try again; Kombu does so by itself.
     """
+
+
+class QueueNotReadyError(QueueBusyError):
+    """The file stayed locked while it was being opened; Kombu connects again by itself."""
 
 
 class QueueDiskError(QueueDatabaseError):

@@ -74,7 +74,11 @@ class Handle:
         self.after_commit: list[Callable[[], None]] = []
         self.check_at = 0.0
         self.in_use = native.rlock()  # held from begin to end; the fork gate waits for it
-        self._green = threading.RLock() if native.is_green() else None
+        self._green: Any = threading.RLock() if native.is_green() else None
+
+    def entered(self) -> int:
+        """Return how often this thread, or this greenlet of it, has entered and not left yet."""
+        return self.depth if self._green is None or self._green._is_owned() else 0
 
     def acquire(self) -> None:
         """Enter, opening the connection when there is none."""
@@ -105,13 +109,13 @@ class Handle:
 
     def leave(self, depth: int) -> None:
         """Undo and leave whatever a signal handler's exception kept from being left properly."""
-        if depth == 0 < self.depth and self.connection is not None:
+        if depth == 0 < self.entered() and self.connection is not None:
             self.after_commit.clear()
             if self.connection.in_transaction:
                 self.run("ROLLBACK")
-        while self.depth > depth:
+        while self.entered() > depth:
             self.release()
-        while self.depth == 0 and self.in_use._is_owned():
+        while self._green is None and self.depth == 0 and self.in_use._is_owned():
             self.in_use.release()
 
     def run(self, sql: str, params: Params | None = None) -> None:
@@ -190,11 +194,11 @@ class _Scope:
 
     def _enter(self) -> Handle:
         handle = self._handle = self._database.handle()
-        depth = handle.depth
+        depth = handle.entered()
         try:
             handle.acquire()
         except BaseException as exc:
-            if handle.depth > depth:  # a signal handler raised at the last moment
+            if handle.entered() > depth:  # a signal handler raised at the last moment
                 handle.release()
             if isinstance(exc, apsw.Error):
                 raise translate(exc, self._database.path) from exc
@@ -229,16 +233,18 @@ class Transaction(_Scope):
 
     def __enter__(self) -> Handle:
         handle = self._database.handle()
-        depth = handle.depth
+        depth = handle.entered()
         try:
             self._enter()
             self._nested = handle.connection.in_transaction  # type: ignore[union-attr]
+            if not self._nested:
+                self._database.check_identity()  # a write to a file that is gone reports success
             if self._nested:
                 handle.run("SAVEPOINT nested")
             else:
                 handle.begin(self._wait_s)
         except BaseException as exc:
-            if handle.depth > depth:
+            if handle.entered() > depth:
                 if not self._nested:
                     self._undo(handle)  # a signal handler may have raised right after BEGIN
                 handle.release()

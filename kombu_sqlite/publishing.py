@@ -87,7 +87,7 @@ class Publisher:
             QueueBusyError, QueueDiskError: nothing was written; try again.
         """
         handle = self._database.handle()
-        depth = handle.depth
+        depth = handle.entered()
         try:
             self._publish(messages)
         except BaseException:  # a soft time limit strikes anywhere, even in a context's exit

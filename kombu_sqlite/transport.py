@@ -22,6 +22,7 @@ from .errors import (
     QueueDatabaseError,
     QueueDiskError,
     QueueLocationError,
+    QueueNotReadyError,
     QueueReplacedError,
     QueueUnavailableError,
     SessionLost,
@@ -63,6 +64,7 @@ class Transport(virtual.Transport):
         *virtual.Transport.connection_errors,
         QueueReplacedError,
         QueueDiskError,
+        QueueNotReadyError,
         QueueUnavailableError,
         SessionLost,
     )
@@ -74,6 +76,7 @@ class Transport(virtual.Transport):
     recoverable_connection_errors = (
         QueueReplacedError,
         QueueDiskError,
+        QueueNotReadyError,
         QueueUnavailableError,
         SessionLost,
     )
@@ -135,6 +138,9 @@ class Transport(virtual.Transport):
         """
         try:
             self.store.topology.read()
+        except QueueBusyError as exc:
+            self._drop_store()
+            raise QueueNotReadyError(str(exc)) from exc
         except QueueLocationError as exc:
             self._drop_store()
             if self.client.alt:
