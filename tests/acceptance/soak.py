@@ -1,12 +1,13 @@
 """Four producers and four consumers on one file, each a process: nothing lost, nothing twice.
 
-``python -m tests.acceptance.soak --seconds 600`` prints a summary and ends with 1 if a message was
+``python -m tests.acceptance.soak --minutes 10`` prints a summary and ends with 1 if a message was
 lost or came twice, if anybody saw a locked file, or if the log outgrew its bound.
 """
 
 from __future__ import annotations
 
 import argparse
+import logging
 import multiprocessing
 import os
 import sys
@@ -27,8 +28,18 @@ QUEUES = [Queue(name, routing_key=name) for name in ("one", "two")]
 _IDLE_S = 3.0
 
 
+def capture(folder: str, name: str) -> None:
+    """Send all this process prints, log lines and tracebacks included, into a file."""
+    output = os.open(f"{folder}/{name}.out", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.close(output)
+    logging.basicConfig(level=logging.INFO)
+
+
 def produce(url: str, folder: str, number: int, seconds: float) -> None:
     """Publish until the time is up; note each id once its publish has returned."""
+    capture(folder, f"producer-{number}")
     end = time.monotonic() + seconds
     with Connection(url) as connection, open(f"{folder}/sent-{number}", "w") as ledger:
         producer = connection.Producer()
@@ -48,6 +59,7 @@ def produce(url: str, folder: str, number: int, seconds: float) -> None:
 
 def consume(url: str, folder: str, number: int, done: Any) -> None:
     """Note each id, then acknowledge it, until nothing has come for a while after the end."""
+    capture(folder, f"consumer-{number}")
     with Connection(url) as connection, open(f"{folder}/got-{number}", "w") as ledger:
 
         def note(body: Any, message: Any) -> None:
@@ -77,18 +89,21 @@ class Summary:
     crashed: int
     largest_log: int
     sound: bool
+    #: What the processes printed; nothing is expected, tracebacks and locked files least of all.
+    output: str
 
     @property
     def good(self) -> bool:
         """Whether every promise held."""
-        faults = (self.lost, self.twice, self.crashed)
-        return faults == (0, 0, 0) and self.sound and self.largest_log <= LOG_LIMIT
+        faults = (self.lost, self.twice, self.crashed, "locked" in self.output)
+        return faults == (0, 0, 0, False) and self.sound and self.largest_log <= LOG_LIMIT
 
     def __str__(self) -> str:
         return (
             f"{self.seconds:.0f} s: {self.sent} sent, {self.got} received, {self.lost} lost, "
             f"{self.twice} twice, {self.crashed} processes failed, log at most "
-            f"{self.largest_log / 2**20:.1f} MiB, integrity {'ok' if self.sound else 'BROKEN'}"
+            f"{self.largest_log / 2**20:.1f} MiB, integrity {'ok' if self.sound else 'BROKEN'}, "
+            f"{self.output.count(chr(10))} lines printed\n{self.output[-2000:]}"
         )
 
 
@@ -129,16 +144,17 @@ def run(seconds: float, folder: str) -> Summary:
         crashed,
         largest,
         sound,
+        "".join(path.read_text() for path in sorted(Path(folder).glob("*.out"))),
     )
 
 
 def main() -> int:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=600)
+    parser.add_argument("--minutes", type=float, default=10)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        summary = run(arguments.seconds, folder)
+        summary = run(arguments.minutes * 60, folder)
     sys.stdout.write(f"{summary}\n")
     return 0 if summary.good else 1
 

@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 from celery import Celery
+from celery.exceptions import Reject
 from kombu import Exchange, Queue
 from kombu.common import Broadcast
 
@@ -59,6 +60,49 @@ def late(value: Any, seconds: float = 0.0) -> None:
     write(value)
 
 
+@task()
+def stamped(x: int, y: int) -> None:
+    """Write the sum and when it was made."""
+    write(f"{x + y} {time.time()}")
+
+
+@task(acks_late=True)
+def spanned(value: Any, seconds: float) -> None:
+    """Write when it begins and when it ends."""
+    write(f"begin {value}")
+    time.sleep(seconds)
+    write(f"end {value}")
+
+
+@task()
+def fail(value: Any) -> None:
+    """Raise."""
+    raise ValueError(value)
+
+
+@task()
+def failed(task_id: str) -> None:
+    """Write that another task failed; an errback in the old style is given the id alone."""
+    write(f"failed {task_id}")
+
+
+@task(bind=True, acks_late=True)
+def rejected(self: Any) -> None:
+    """Go back into the queue once, then be refused for good."""
+    write(f"redelivered {self.request.delivery_info['redelivered']}")
+    raise Reject("no", requeue=not self.request.delivery_info["redelivered"])
+
+
+@task(acks_late=True, reject_on_worker_lost=True)
+def fatal(value: Any) -> None:
+    """Kill the pool's process once; the marker beside the ledger says that it has happened."""
+    marker = f"{os.environ['TEST_LEDGER']}-{value}"
+    if not os.path.exists(marker):
+        os.close(os.open(marker, os.O_CREAT, 0o600))
+        os.kill(os.getpid(), 9)
+    write(value)
+
+
 @task(name="app.routed")
 def routed(value: Any) -> None:
     """Has a queue of its own."""
@@ -70,6 +114,12 @@ def add(x: int, y: int) -> int:
     """Write the sum and hand it on."""
     write(f"sum {x + y}")
     return x + y
+
+
+@task()
+def total(numbers: list[int]) -> int:
+    """Add up."""
+    return sum(numbers)
 
 
 @task(bind=True, max_retries=3)

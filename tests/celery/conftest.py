@@ -14,10 +14,13 @@ from typing import Any
 
 import pytest
 
+import kombu_sqlite
 from kombu_sqlite import QueueDatabase
 
 HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
+#: Where the packages under test lie; what is installed every process finds by itself.
+PACKAGES = Path(kombu_sqlite.__file__).parents[1]
+SEARCH = [str(HERE)] if "site-packages" in PACKAGES.parts else [str(HERE), str(PACKAGES)]
 
 
 class Lab:
@@ -32,9 +35,10 @@ class Lab:
             **os.environ,
             "TEST_BROKER": self.url,
             "TEST_LEDGER": str(self.ledger),
-            "PYTHONPATH": os.pathsep.join([str(HERE), str(ROOT)]),
+            "PYTHONPATH": os.pathsep.join(SEARCH),
             "PYTHONWARNINGS": "ignore",
         }
+        self._before = {name: os.environ.get(name) for name in ("TEST_BROKER", "TEST_LEDGER")}
         self.processes: list[subprocess.Popen[str]] = []
         self.database = QueueDatabase(self.path)
         os.environ.update(TEST_BROKER=self.url, TEST_LEDGER=str(self.ledger))
@@ -59,8 +63,34 @@ class Lab:
         self.processes.append(process)
         return process
 
+    def run(self, *arguments: str) -> str:
+        """Run a ``celery`` command to its good end; return what it prints."""
+        done = subprocess.run(
+            [sys.executable, "-m", "celery", "-A", "app", *arguments],
+            env=self.environment,
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def script(self, source: str, *arguments: str) -> subprocess.Popen[str]:
+        """Start another program, which finds the app and the packages, but has loaded nothing."""
+        process = subprocess.Popen(
+            [sys.executable, "-c", source, *arguments],
+            env=self.environment,
+            cwd=self.folder,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        self.processes.append(process)
+        return process
+
     def worker(self, *arguments: str, name: str = "w1") -> subprocess.Popen[str]:
-        """Start a worker and wait until it consumes."""
+        """Start a worker and wait until it consumes, tasks as well as commands."""
         process = self.celery(
             "worker",
             "-n",
@@ -74,8 +104,11 @@ class Lab:
         return process
 
     def consumes(self, process: subprocess.Popen[str]) -> bool:
-        """Whether a worker has registered its consumers."""
-        return any(f":{process.pid}:" in worker_id for _, worker_id in self.consumers())
+        """Whether a worker has registered all its consumers; that of its mailbox comes last."""
+        mailboxes = self.database.execute(
+            "SELECT worker_id FROM consumers WHERE queue LIKE '%.celery.pidbox'"
+        )
+        return any(f":{process.pid}:" in worker_id for (worker_id,) in mailboxes)
 
     def ended(self, process: subprocess.Popen[str], name: str) -> bool:
         """Fail with a worker's log if it has ended."""
@@ -93,6 +126,10 @@ class Lab:
             return self.ledger.read_text(encoding="utf-8").splitlines()
         except FileNotFoundError:
             return []
+
+    def forget_lines(self) -> None:
+        """Begin a new ledger."""
+        self.ledger.unlink(missing_ok=True)
 
     def log(self, name: str = "w1") -> str:
         """What a worker has logged."""
@@ -122,9 +159,15 @@ class Lab:
             except ProcessLookupError:
                 pass
             process.wait(10)
+            if process.stdout is not None:
+                process.stdout.close()
         self.app.close()
         self.database.close()
         sys.path.remove(str(HERE))
+        for name, value in self._before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
 @pytest.fixture
@@ -137,7 +180,18 @@ def make_lab(tmp_path: Path) -> Iterator[Callable[..., Lab]]:
         return made[-1]
 
     yield make
-    for lab in made:
+    for lab in reversed(made):
+        lab.close()
+
+
+@pytest.fixture(scope="module")
+def station(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """A lab that the tests of one module share, with a prefork worker of two processes."""
+    lab = Lab(tmp_path_factory.mktemp("station"))
+    try:
+        lab.worker("-c", "2")
+        yield lab
+    finally:
         lab.close()
 
 

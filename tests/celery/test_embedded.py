@@ -1,0 +1,100 @@
+"""Workers inside the test's process: Celery's testing helper, results, Request classes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from celery import chain, chord
+from celery.contrib.testing.worker import start_worker
+from celery.worker.request import Request
+
+from kombu_sqlite import Transport
+
+#: How an app names the broker when nothing imports it: the worker's output says what was loaded.
+UNIMPORTED = """
+import os, sys
+from celery import Celery
+app = Celery("bare", broker=os.environ["TEST_BROKER"])
+app.conf.update(broker_transport="kombu_sqlite:Transport", task_ignore_result=True)
+assert "kombu_sqlite" not in sys.modules
+
+@app.task
+def note(value):
+    with open(os.environ["TEST_LEDGER"], "a") as ledger:
+        ledger.write(value + chr(10))
+
+if __name__ == "__main__":
+    note.delay("sent")
+    app.worker_main(["worker", "-P", "solo", "-n", "w1@test"])
+"""
+
+
+@pytest.fixture
+def remembering(lab: Any) -> Any:
+    """The app with its results in memory."""
+    lab.app.conf.update(
+        result_backend="cache+memory://", task_ignore_result=False, result_expires=60
+    )
+    return lab
+
+
+@pytest.mark.parametrize(
+    ("pool", "concurrency"), [("solo", 1), ("threads", 4)], ids=["solo", "threads"]
+)
+def test_an_embedded_worker_returns_results(remembering: Any, pool: str, concurrency: int) -> None:
+    """From the file to the memory of the same process; chains as well."""
+    app, add = remembering.app, remembering.tasks.add
+
+    with start_worker(
+        app, perform_ping_check=False, pool=pool, concurrency=concurrency, shutdown_timeout=30
+    ):
+        results = [add.apply_async((n, 1), ignore_result=False) for n in range(50)]
+        assert [result.get(timeout=20) for result in results] == list(range(1, 51))
+        assert chain(add.s(1, 2), add.s(3)).apply_async().get(timeout=20) == 6
+        body = remembering.tasks.total.s()
+        assert chord([add.s(n, n) for n in range(5)], body).apply_async().get(timeout=20) == 20
+        with pytest.raises(ValueError, match="on purpose"):
+            remembering.tasks.fail.apply_async(("on purpose",)).get(timeout=20)
+    stats = remembering.database.stats()
+    assert stats.completed_tasks == stats.total_tasks
+
+
+def test_a_second_embedded_worker_works_like_the_first(lab: Any) -> None:
+    """One after the other in the same process, as a test suite starts them."""
+    for number in range(3):
+        with start_worker(lab.app, perform_ping_check=False, pool="solo", shutdown_timeout=30):
+            lab.tasks.note.delay(number)
+            lab.wait(lambda number=number: len(lab.lines()) == number + 1)
+        assert lab.consumers() == []
+
+
+def test_a_users_own_request_class_is_kept(lab: Any) -> None:
+    """Ours is mixed in, and both have their say."""
+    calls: list[str] = []
+
+    class Mine(Request):
+        def on_accepted(self, pid: int, time_accepted: float) -> None:
+            calls.append(self.id)
+            super().on_accepted(pid, time_accepted)
+
+    lab.tasks.note.Request = Mine
+    with start_worker(lab.app, perform_ping_check=False, pool="solo", shutdown_timeout=30):
+        result = lab.tasks.note.delay("mine")
+        lab.wait(lambda: lab.lines() == ["mine"])
+    assert calls == [result.id]
+    assert issubclass(lab.tasks.note.Request, Mine)
+    assert lab.database.get(1).processing_started_utc is not None
+
+
+def test_the_broker_can_be_named_by_its_class(lab: Any) -> None:
+    """``broker_transport`` instead of an import, in a producer and in a worker."""
+    lab.app.conf.broker_transport = "kombu_sqlite:Transport"
+    with lab.app.connection_for_write() as connection:
+        assert isinstance(connection.transport, Transport)
+    (lab.folder / "bare.py").write_text(UNIMPORTED)
+    program = lab.script("import runpy; runpy.run_path('bare.py', run_name='__main__')")
+    lab.wait(lambda: lab.lines() == ["sent"] or program.poll())
+    assert lab.lines() == ["sent"]
+    assert lab.stop(program) == 0
+    assert lab.database.stats().completed_tasks == 1
