@@ -213,6 +213,15 @@ class QueueStats(Record):
     cancelled_tasks: int = 0
     oldest_queued_age_seconds: float | None = None
 
+    @classmethod
+    def of(cls, counts: Mapping[str, int], age_s: float | None) -> QueueStats:
+        """Return the statistics of counts by status."""
+        by_status = {
+            f"{status}_tasks": counts.get(status, 0)
+            for status in ("queued", "processing", "completed", "failed", "cancelled")
+        }
+        return cls(sum(counts.values()), **by_status, oldest_queued_age_seconds=age_s)
+
 
 def _object(text: str | bytes | None) -> dict[str, Any]:
     if text is None:

@@ -20,6 +20,7 @@ from .location import default_path
 from .models import (
     NORMAL_PRIORITY,
     Delivery,
+    DeliveryTag,
     QueueStats,
     Settlement,
     Task,
@@ -57,6 +58,7 @@ class QueueDatabase:
             chosen, parameters = path_from_url(chosen)
         self._options = Options.load(chosen, parameters, options)
         self._opened: Store | None = None
+        self._claimed: dict[DeliveryTag, Store] = {}  # which file a delivery is of, if replaced
 
     @property
     def _store(self) -> Store:
@@ -249,15 +251,7 @@ class QueueDatabase:
             name = "oldest_queued" if type is None else "oldest_queued_of_type"
             oldest = parse_time(readable(handle.one(statement(name), values)[0]))
         age = None if oldest is None else max(0.0, time.time() - oldest.timestamp())
-        return QueueStats(
-            total_tasks=sum(counts.values()),
-            queued_tasks=counts.get("queued", 0),
-            processing_tasks=counts.get("processing", 0),
-            completed_tasks=counts.get("completed", 0),
-            failed_tasks=counts.get("failed", 0),
-            cancelled_tasks=counts.get("cancelled", 0),
-            oldest_queued_age_seconds=age,
-        )
+        return QueueStats.of(counts, age)
 
     def workers(self) -> builtins.list[Worker]:
         """Return every worker in the file."""
@@ -292,9 +286,11 @@ class QueueDatabase:
         messages are delivered again, at most ``max_attempts`` times.
         """
         try:
-            return self._store.claim(self._store.claimant(), [queue], limit)
+            found = self._store.claim(self._store.claimant(), [queue], limit)
         except SessionLost:
-            return self._store.claim(self._store.claimant(), [queue], limit)  # under a new name
+            found = self._store.claim(self._store.claimant(), [queue], limit)  # under a new name
+        self._claimed.update((delivery.tag, self._store) for delivery in found)
+        return found
 
     def complete(self, delivery: Delivery) -> None:
         """End a delivery as completed.
@@ -327,10 +323,18 @@ class QueueDatabase:
             LeaseLost: it belongs to somebody else by now.
         """
         seconds = self._options.visibility_timeout if lease_s is None else lease_s
+        self._check_file(delivery)
         if not self._store.deliveries.renew(delivery.tag, seconds):
             _raise_lost(delivery)
 
+    def _check_file(self, delivery: Delivery) -> None:
+        """Refuse a delivery of a file that was replaced: the new one has tags like it."""
+        if self._claimed.get(delivery.tag, self._store) is not self._store:
+            _raise_lost(delivery)
+
     def _settle(self, delivery: Delivery, action: str, error: str | None = None) -> None:
+        self._check_file(delivery)
+        self._claimed.pop(delivery.tag, None)
         if self._store.settle([Settlement(delivery.tag, action, error)]):
             _raise_lost(delivery)
 

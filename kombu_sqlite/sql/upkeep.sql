@@ -13,13 +13,15 @@ SELECT CAST(min(run_after_utc) AS BLOB) FROM task_queue INDEXED BY ix_task_waiti
 WHERE status = 'queued' AND run_after_utc > updated_at_utc;
 
 -- name: cancel_expired
--- Cancels queued messages whose time to live is over.
+-- Cancels queued messages whose time to live is over. A foreign time in another form does not sort
+-- as a time; the claim judges it.
 UPDATE task_queue SET
     status = 'cancelled', finished_at_utc = :now, updated_at_utc = :now,
     error_message = 'expired', outcome_pending = 1
 WHERE id IN (
     SELECT id FROM task_queue INDEXED BY ix_task_expiring
     WHERE status = 'queued' AND expires_at_utc IS NOT NULL AND expires_at_utc <= :now
+      AND length(expires_at_utc) IN (19, 23) AND substr(expires_at_utc, 11, 1) = ' '
     LIMIT :limit);
 
 -- name: list_irregular
@@ -72,7 +74,8 @@ PRAGMA data_version;
 -- name: any_cancel_expired
 -- Whether cancel_expired has something to do.
 SELECT 1 FROM task_queue INDEXED BY ix_task_expiring
-WHERE status = 'queued' AND expires_at_utc IS NOT NULL AND expires_at_utc <= :now LIMIT 1;
+WHERE status = 'queued' AND expires_at_utc IS NOT NULL AND expires_at_utc <= :now
+  AND length(expires_at_utc) IN (19, 23) AND substr(expires_at_utc, 11, 1) = ' ' LIMIT 1;
 
 -- name: any_delete_expired_transient
 -- Whether delete_expired_transient has something to do.

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kombu import Connection
 
 from kombu_sqlite import LeaseLost, QueueDatabase, QueueReplacedError, location
 
@@ -179,3 +180,63 @@ def test_threads_that_come_and_go_are_no_replaced_file(
     database._store.database.handle().check_at = 0.0  # its next look at the file is due
     assert database.stats().queued_tasks == 2
     database.close()
+
+
+def test_a_delivery_of_the_old_file_ends_nothing_in_the_new_one(queue_path: str) -> None:
+    """Though the new file's first row has the same tag."""
+    with QueueDatabase(queue_path) as database:
+        database.enqueue("old")
+        (stale,) = database.claim()
+        for suffix in ("", "-wal", "-shm"):
+            os.unlink(queue_path + suffix)
+        with pytest.raises(QueueReplacedError):
+            database.enqueue("into nothing")
+        database.enqueue("new")
+        with QueueDatabase(queue_path, busy_timeout=4) as other:
+            (fresh,) = other.claim()
+            assert fresh.tag == stale.tag
+            with pytest.raises(LeaseLost):
+                database.complete(stale)
+            other.complete(fresh)
+
+
+def test_a_publish_right_after_the_file_was_replaced_raises(
+    broker_url: str, queue_path: str
+) -> None:
+    """It would report success and reach nobody."""
+    with Connection(broker_url) as connection:
+        producer = connection.Producer()
+        producer.publish("old", routing_key="q")
+        for suffix in ("", "-wal", "-shm"):
+            os.rename(queue_path + suffix, queue_path + ".old" + suffix)
+        with pytest.raises(QueueReplacedError):
+            producer.publish("lost", routing_key="q")
+        producer.publish("new", routing_key="q", retry=True)
+        assert connection.default_channel.basic_get("q").payload == "new"
+
+
+def test_connecting_waits_for_a_locked_file(broker_url: str, queue_path: str) -> None:
+    """Longer than ``busy_timeout``, as a worker does that is started meanwhile."""
+    script = (
+        "import apsw, sys\n"
+        f"c = apsw.Connection({queue_path!r}); c.execute('BEGIN IMMEDIATE')\n"
+        "print('locked', flush=True); sys.stdin.readline(); c.execute('ROLLBACK')\n"
+    )
+    QueueDatabase(queue_path).initialize_schema()
+    holder = subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdin is not None
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "locked\n"
+    tries: list[Exception] = []
+
+    def failed(exc: Exception, interval: float) -> None:
+        tries.append(exc)
+        if len(tries) == 2:
+            holder.communicate("go\n")
+
+    with Connection(broker_url + "?busy_timeout=0.05") as connection:
+        connection.ensure_connection(failed, interval_start=0, interval_step=0)
+        assert connection.connected
+    assert len(tries) == 2
