@@ -1,4 +1,8 @@
-"""Makes a Celery worker on ``kombu_sqlite`` lease-aware; ``celery`` commands load it by themselves.
+"""Makes Celery complete on a queue file; ``celery`` commands load it by themselves.
+
+Rooms: ``continuing``, ``waiting``, ``chording``, ``backend`` (results), ``draining``, ``requests``
+(the life of a task in its row), ``owed`` (results of what the broker ended), ``control`` (cancel,
+revoke, retry), ``publishing`` (idempotency), ``bootsteps``, ``setting_up`` (``setup``), ``cli``.
 
 Importing it connects one ``worker_init`` receiver, which acts only on a worker whose broker is a
 queue file. Apps on another broker are untouched.
@@ -10,21 +14,13 @@ from typing import Any
 
 from celery.signals import worker_init
 
-from kombu_sqlite import Transport
-
 from .bootsteps import Leases
-from .requests import combine
+from .control import CancelOutcome, cancel, cancel_many, retry
+from .setting_up import prepare_worker, setup
 
-__all__ = ("Leases",)
+__all__ = ("CancelOutcome", "Leases", "cancel", "cancel_many", "retry", "setup")
 
 
 @worker_init.connect(dispatch_uid="kombu-sqlite", weak=False)
 def _prepare_worker(sender: Any = None, **_: Any) -> None:
-    """Give a worker on our broker requests that report their start to the file."""
-    app = sender.app
-    if not issubclass(app.connection_for_read().get_transport_cls(), Transport):
-        return
-    app.steps["consumer"].add(Leases)
-    app.Task.Request = combine(app.Task.Request)  # tasks registered later inherit it
-    for task in app.tasks.values():
-        task.Request = combine(task.Request)
+    prepare_worker(sender.app)

@@ -5,12 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from celery import bootsteps
+from celery.worker.consumer.control import Control
+from celery.worker.control import Panel
 
 from kombu_sqlite.channel import Channel
 
+from .control import revoke_stamps, revoke_tasks
 from .draining import drain_before_flush
+from .owed import Payer
 
-__all__ = ("Leases",)
+__all__ = ("Leases", "Outcomes")
 
 
 class Leases(bootsteps.StartStopStep):
@@ -30,9 +34,57 @@ class Leases(bootsteps.StartStopStep):
         if isinstance(channel, Channel):
             channel.explicit_start = True
             channel.on_refused = getattr(c.controller, "_quick_release", channel.on_refused)
+            channel.store.session().describe(c.hostname, c.pool.num_processes if c.pool else None)
             self._channel = channel
 
     def shutdown(self, c: Any) -> None:
         """Let the channel give everything back: the pool has stopped, nothing runs any more."""
         if self._channel is not None:
             self._channel.qos.forget_running()
+
+
+class Outcomes(bootsteps.StartStopStep):
+    """Stores the results of tasks that the broker ended; lets revokes reach the rows."""
+
+    requires = ("celery.worker.consumer.tasks:Tasks", "celery.worker.consumer.control:Control")
+    _payer: Payer | None = None
+
+    def start(self, c: Any) -> None:
+        """Start the thread, and answer this worker's remote ``revoke`` with a durable one."""
+        channel = c.task_consumer.channel
+        if not isinstance(channel, Channel):
+            return
+        dispatcher = c.event_dispatcher
+        tell = dispatcher.send if dispatcher is not None and dispatcher.enabled else None
+        self._payer = Payer(c.app, channel.store, tell)
+        self._payer.start()
+        for step in c.blueprint.order:
+            if isinstance(step, Control):
+                node = step.box.node
+                node.handlers = {**node.handlers, **_durable_handlers(c.app)}
+
+    def stop(self, c: Any) -> None:
+        """Stop the thread; it starts again with the next connection."""
+        payer, self._payer = self._payer, None
+        if payer is not None:
+            payer.stop()
+
+    shutdown = stop
+
+
+def _durable_handlers(app: Any) -> dict[str, Any]:
+    """Return remote control commands that revoke in the file before they do in memory.
+
+    So a revoke sent by a process that knows nothing of this package lasts as well.
+    """
+    revoke, by_stamps = Panel.data["revoke"], Panel.data["revoke_by_stamped_headers"]
+
+    def durable_revoke(state: Any, task_id: Any, *args: Any, **kwargs: Any) -> Any:
+        revoke_tasks(app, task_id if isinstance(task_id, (list, tuple, set)) else [task_id])
+        return revoke(state, task_id, *args, **kwargs)
+
+    def durable_by_stamps(state: Any, headers: Any, *args: Any, **kwargs: Any) -> Any:
+        revoke_stamps(app, headers)
+        return by_stamps(state, headers, *args, **kwargs)
+
+    return {"revoke": durable_revoke, "revoke_by_stamped_headers": durable_by_stamps}

@@ -1,4 +1,10 @@
-"""Requests that run only while their worker still owns the message."""
+"""Requests that write the life of a task into its row.
+
+Who writes what: the start comes before the task's body, as a condition for it. The executing
+process ends the row with its result, where the backend is the same file. Whatever else ends a task
+(an ignored result, a lost process, a limit, a refusal) the worker's main process writes, in
+batches; the first end wins.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +14,17 @@ from collections.abc import Callable
 from datetime import datetime, timezone
 from typing import Any
 
+from billiard.einfo import ExceptionWithTraceback
+from billiard.exceptions import Terminated
+from celery import states
 from celery.concurrency.prefork import TaskPool as PreforkPool
-from celery.exceptions import TaskRevokedError
+from celery.exceptions import (
+    Ignore,
+    Reject,
+    Retry,
+    TaskRevokedError,
+    WorkerLostError,
+)
 from celery.utils.imports import symbol_by_name
 from celery.utils.log import get_logger
 from celery.worker import state
@@ -18,6 +33,8 @@ from kombu.asynchronous import get_event_loop
 from kombu_sqlite import QueueBusyError, QueueDiskError, QueueReplacedError
 from kombu_sqlite.channel import Channel
 
+from .continuing import continuing
+
 __all__ = ("LeasedRequest", "combine")
 
 logger = get_logger(__name__)
@@ -25,21 +42,44 @@ logger = get_logger(__name__)
 #: A file locked or full is tried again after this long.
 _RETRY_AFTER_S = 0.1
 
+_ENDED_AS = {states.FAILURE: "failed", states.REVOKED: "cancelled"}
+
 
 class LeasedRequest:
-    """Mixed into a ``Request`` class: execution begins with a write on the delivery tag.
+    """Mixed into a ``Request`` class: a task begins and ends with writes on its delivery tag.
 
-    If that write changes no row the lease was lost, the message is somebody else's, and the task
-    does not run. In prefork it comes before the hand-over to the pool; in the other pools in the
-    thread or greenlet that executes, so that what waits in the pool counts as not started.
+    If the first changes no row the lease was lost or the task cancelled, and it does not run. In
+    prefork it comes before the hand-over to the pool; in the other pools in the thread or greenlet
+    that executes, so that what waits in the pool counts as not started.
+
+    An early ack frees the place in the prefetch count and keeps the lease: the row ends when the
+    task does.
     """
 
+    _lease_started = False
+    _lease_waiting = False
+    _lease_accepting = False  # inside on_accepted, where an ack is an early one
+    _lease_early = False
+    _lease_over = False
+    _lease_dying = False  # the execution took its process with it
+    _lease_end: tuple[str, str | None] = ("completed", None)
+
+    def __init__(self, message: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(message, *args, **kwargs)  # type: ignore[call-arg]
+        channel = message.channel
+        if isinstance(channel, Channel) and channel.explicit_start:
+            delivery = (channel.store.database.path, message.delivery_tag)
+            self._request_dict["sqlite_delivery"] = delivery  # type: ignore[attr-defined]
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Wrap ``execute_using_pool``: Celery's generated subclass replaces it without super."""
+        """Wrap what Celery's generated subclass replaces without calling super."""
         super().__init_subclass__(**kwargs)
         execute = cls.__dict__.get("execute_using_pool")
         if execute is not None:
             cls.execute_using_pool = _starting_first(execute)  # type: ignore[attr-defined]
+        on_success = cls.__dict__.get("on_success")
+        if on_success is not None:
+            cls.on_success = _ending_last(on_success)  # type: ignore[attr-defined]
 
     @property
     def eta(self) -> datetime | None:
@@ -53,25 +93,45 @@ class LeasedRequest:
             return eta
         return None
 
-    def on_accepted(self, pid: int, time_accepted: float) -> None:
-        """Record the start where the pool has no process of its own to hand the task to."""
-        channel = self._lease_channel()
-        if channel is not None:
-            channel.qos.mark_running(self._message.delivery_tag)  # type: ignore[attr-defined]
-            if not self._lease_started:
-                self._begin_until_written(channel)
-        super().on_accepted(pid, time_accepted)  # type: ignore[misc]
-
-    _lease_started = False
-    _lease_waiting = False
-
-    def _lease_channel(self) -> Channel | None:
-        """Return the channel the start is reported to; None where nobody waits for it."""
-        message = self._message  # type: ignore[attr-defined]
-        channel = message.channel
-        if isinstance(channel, Channel) and channel.explicit_start and not message.acknowledged:
+    @property
+    def lease_channel(self) -> Channel | None:
+        """The channel that starts and ends are reported to; None on another broker."""
+        channel = self._message.channel  # type: ignore[attr-defined]
+        if isinstance(channel, Channel) and channel.explicit_start:
             return channel
         return None
+
+    @property
+    def _tag(self) -> str:
+        tag: str = self._message.delivery_tag  # type: ignore[attr-defined]
+        return tag
+
+    def revoked(self) -> bool:
+        """Return whether the task has expired; whether it was revoked its row says, at the start.
+
+        The worker's own memory of revoked ids outlives a cancel: a task put back would stay
+        revoked.
+        """
+        if self.lease_channel is None:
+            return bool(super().revoked())  # type: ignore[misc]
+        if self._already_revoked:  # type: ignore[attr-defined]
+            return True
+        if self.expires and self.maybe_expire():  # type: ignore[attr-defined]
+            self._announce_revoked("expired", False, None, True)
+            return True
+        return False
+
+    # -- the start -----------------------------------------------------------------------------
+
+    def on_accepted(self, pid: int, time_accepted: float) -> None:
+        """Record the start where the pool has no process of its own to hand the task to."""
+        channel = self.lease_channel
+        if channel is not None:
+            if not self._lease_started:
+                self._begin_until_written(channel)
+            channel.qos.mark_running(self._tag)
+            self._lease_accepting = not self.task.acks_late  # type: ignore[attr-defined]
+        super().on_accepted(pid, time_accepted)  # type: ignore[misc]
 
     def _begin_until_written(self, channel: Channel) -> None:
         """Record the start from a thread or greenlet that can wait for the file."""
@@ -93,26 +153,158 @@ class LeasedRequest:
         """Record that execution begins.
 
         Raises:
-            TaskRevokedError: the lease was lost; the task must not run here.
+            TaskRevokedError: the task was cancelled or the lease lost; it must not run here.
             QueueBusyError, QueueDiskError: nothing was recorded; try again.
         """
-        message = self._message  # type: ignore[attr-defined]
         task_id = self.id  # type: ignore[attr-defined]
+        early = not self.task.acks_late  # type: ignore[attr-defined]
         try:
-            started = channel.start(message.delivery_tag)
+            started = channel.start(self._tag, early)
         except QueueReplacedError:
             started = False  # the message is gone with its file
         self._lease_started = True
         if started:
             return
+        self._lease_over = True
         logger.warning(
-            "Lease lost before the start, not executed here: queue=%s task_id=%s delivery_tag=%s",
-            message.delivery.queue,
+            "Cancelled, or lease lost, before the start; not executed here: "
+            "queue=%s task_id=%s delivery_tag=%s",
+            self._message.delivery.queue,  # type: ignore[attr-defined]
             task_id,
-            message.delivery_tag,
+            self._tag,
         )
         state.task_ready(self)
         raise TaskRevokedError(task_id)
+
+    # -- the end -------------------------------------------------------------------------------
+
+    def acknowledge(self) -> None:
+        """Acknowledge: early, where the pool has just accepted the task, or for good."""
+        channel = self.lease_channel
+        if channel is None:
+            super().acknowledge()  # type: ignore[misc]
+        elif self._lease_accepting:
+            self._lease_accepting = False
+            self._lease_early = True
+            self._say_acknowledged()
+            channel.accept(self._tag)
+        else:
+            self.end_lease(*self._lease_end)
+
+    def _say_acknowledged(self) -> None:
+        self.acknowledged = True
+        self._message._state = "ACK"  # type: ignore[attr-defined]
+
+    def end_lease(self, action: str, error: str | None = None) -> None:
+        """End the row, once; what the executing process has written stands."""
+        channel = self.lease_channel
+        if channel is not None and not self._lease_over:
+            self._lease_over = True
+            self._say_acknowledged()
+            channel.end(self._tag, action, error, quiet=True)
+
+    def reject(self, requeue: bool = False) -> None:
+        """Put the task back, or end it failed; after an early ack it can only fail."""
+        if self.lease_channel is None:
+            super().reject(requeue)  # type: ignore[misc]
+            return
+        if self._lease_over:
+            return
+        if requeue and not self._lease_early:
+            self.end_lease("died" if self._lease_dying else "requeue")
+        else:
+            reason = self._lease_end[1] or "rejected"
+            self._store_rejection(reason)
+            self.end_lease("failed", reason)
+        self.send_event("task-rejected", requeue=requeue)  # type: ignore[attr-defined]
+
+    def _store_rejection(self, reason: str) -> None:
+        """Store a failure for a task that will not run again, unless Celery has done so."""
+        backend = self.task.backend  # type: ignore[attr-defined]
+        task_id = self.id  # type: ignore[attr-defined]
+        if self.store_errors and backend.get_state(task_id) in states.READY_STATES:  # type: ignore[attr-defined]
+            return
+        backend.mark_as_failure(
+            task_id,
+            Reject(reason),
+            request=self._context,  # type: ignore[attr-defined]
+            store_result=self.store_errors,  # type: ignore[attr-defined]
+        )
+
+    def on_failure(
+        self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False
+    ) -> Any:
+        """End a task that raised, was terminated or lost its process."""
+        if self.lease_channel is None:
+            return super().on_failure(exc_info, send_failed_event, return_ok)  # type: ignore[misc]
+        exc = exc_info.exception
+        if isinstance(exc, ExceptionWithTraceback):
+            exc = exc.exc
+        self._lease_dying = isinstance(exc, (WorkerLostError, SystemExit, KeyboardInterrupt))
+        self._lease_end = self._end_for(exc)
+        delivery = self._request_dict.get("sqlite_delivery")  # type: ignore[attr-defined]
+        try:
+            with continuing(self.id, delivery):  # type: ignore[attr-defined]
+                return super().on_failure(exc_info, send_failed_event, return_ok)  # type: ignore[misc]
+        finally:
+            if self._already_cancelled:  # type: ignore[attr-defined]
+                self.end_lease("requeue")  # taken from its process by a lost connection
+            elif self._lease_early:
+                self.end_lease(*self._lease_end)
+
+    def _end_for(self, exc: BaseException) -> tuple[str, str | None]:
+        """Return the status and error a row ends with for what its task raised."""
+        if isinstance(exc, Retry):
+            return "completed", None  # unless it continues, which it does in the same queue
+        if isinstance(exc, Ignore):
+            return self._end_ignored(exc)
+        if isinstance(exc, Terminated):
+            return "cancelled", "terminated"
+        if isinstance(exc, Reject):
+            return "failed", f"rejected: {exc.reason}"
+        if self._lease_dying:
+            return "failed", f"worker lost: {exc}"
+        return "failed", repr(exc)
+
+    def _end_ignored(self, exc: Ignore) -> tuple[str, str | None]:
+        """Follow the state the task has stored itself, else completed."""
+        reason = "replaced" if str(exc).startswith("Replaced") else None
+        if self._ignore_result:  # type: ignore[attr-defined]
+            return "completed", reason
+        stored = self.task.backend.get_state(self.id)  # type: ignore[attr-defined]
+        return _ENDED_AS.get(stored, "completed"), reason
+
+    def on_timeout(self, soft: bool, timeout: float) -> None:
+        """End a task that was stopped by its hard time limit; one acknowledged late may go back."""
+        if self.lease_channel is None or soft:
+            super().on_timeout(soft, timeout)  # type: ignore[misc]
+            return
+        task = self.task  # type: ignore[attr-defined]
+        self._lease_dying = True
+        self._lease_end = ("failed", f"hard time limit ({timeout}s) exceeded")
+        acks = getattr(task, "acks_on_timeout", task.acks_on_failure_or_timeout)
+        if task.acks_late and not acks:
+            self._context.sqlite_delivery = None  # type: ignore[attr-defined]  # it runs again
+        super().on_timeout(soft, timeout)  # type: ignore[misc]
+        if self._lease_early:
+            self.end_lease(*self._lease_end)
+
+    def _announce_revoked(self, reason: str, terminated: bool, signum: Any, expired: bool) -> None:
+        self._lease_end = ("cancelled", reason)
+        super()._announce_revoked(reason, terminated, signum, expired)  # type: ignore[misc]
+
+
+def _ending_last(on_success: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap ``on_success`` so that it ends the row of a task acknowledged early."""
+
+    @functools.wraps(on_success)
+    def ending(self: Any, failed__retval__runtime: Any, **kwargs: Any) -> Any:
+        result = on_success(self, failed__retval__runtime, **kwargs)
+        if self._lease_early:
+            self.end_lease(*self._lease_end)
+        return result
+
+    return ending
 
 
 def _starting_first(execute: Callable[..., Any]) -> Callable[..., Any]:
@@ -120,7 +312,7 @@ def _starting_first(execute: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(execute)
     def execute_using_pool(self: Any, pool: Any, **kwargs: Any) -> Any:
-        channel = self._lease_channel()
+        channel = self.lease_channel
         if channel is None or not isinstance(pool, PreforkPool) or self._lease_started:
             return execute(self, pool, **kwargs)
         if self.revoked():

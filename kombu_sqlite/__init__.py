@@ -6,11 +6,12 @@ Rooms, from the ground up; each imports only from those above it:
 - ``location``, ``sql``, ``checkpoints``, ``schema``, ``forking``, ``handles``, ``database``: one
   file, its connections, its transactions.
 - ``models``, ``routing``, ``topology``: rows, and which queue a message goes to.
-- ``bells``, ``publishing``, ``foreign``, ``deliveries``, ``claims``, ``settler``: messages in, out
-  and ended.
-- ``sessions``, ``leases``, ``watcher``, ``housekeeping``, ``upkeep``: who is alive, and order in
-  the file.
-- ``store``, ``rows``, ``queue``: the queue itself, for use without Kombu.
+- ``bells``, ``keys``, ``stories``, ``publishing``, ``foreign``, ``deliveries``, ``revocations``,
+  ``cancelling``, ``claims``, ``settler``: messages in, out and ended.
+- ``results``, ``chords``, ``owed``: what a result backend keeps, and ends that owe it something.
+- ``sessions``, ``waiting``, ``leases``, ``watcher``, ``housekeeping``, ``upkeep``: who is alive,
+  who waits, and order in the file.
+- ``rows``, ``store``, ``queue``: the queue itself, for use without Kombu.
 - ``envelope``, ``message``, ``qos``, ``batch``, ``declarations``, ``consuming``, ``channel``,
   ``transport``: Kombu's side.
 
@@ -21,7 +22,11 @@ from __future__ import annotations
 
 from kombu.transport import TRANSPORT_ALIASES
 
+from .cancelling import CancelledRow
+from .envelope import decode
 from .errors import (
+    DuplicateTask,
+    IdempotencyConflict,
     LeaseLost,
     QueueBusyError,
     QueueDatabaseError,
@@ -32,12 +37,20 @@ from .errors import (
     QueueSchemaError,
     SessionLost,
 )
-from .models import Task, TaskLog, Worker
+from .models import DeliveryTag, Task, TaskLog, Worker
+from .options import Options, path_from_url
 from .queue import QueueDatabase
+from .store import Store, open_store
 from .transport import Transport
+from .waiting import ResultWatcher, Waiter
 
 __all__ = (
+    "CancelledRow",
+    "DeliveryTag",
+    "DuplicateTask",
+    "IdempotencyConflict",
     "LeaseLost",
+    "Options",
     "QueueBusyError",
     "QueueDatabase",
     "QueueDatabaseError",
@@ -46,11 +59,17 @@ __all__ = (
     "QueueOptionError",
     "QueueReplacedError",
     "QueueSchemaError",
+    "ResultWatcher",
     "SessionLost",
+    "Store",
     "Task",
     "TaskLog",
     "Transport",
+    "Waiter",
     "Worker",
+    "decode",
+    "open_store",
+    "path_from_url",
 )
 __version__ = "0.1.0"
 

@@ -16,23 +16,34 @@ import mmap
 import os
 import socket
 import struct
+import zlib
 from collections.abc import Iterable
 from contextlib import suppress
 
 from .errors import QueueDiskError
 from .location import open_side_file
+from .log import logger
 from .native import lock
 
-__all__ = ("FIRST_CONSUMER_BELL", "UPKEEP_BELL", "Bell", "BellBoard")
+__all__ = ("FIRST_CONSUMER_BELL", "FIRST_WAITER_BELL", "UPKEEP_BELL", "Bell", "BellBoard")
 
 #: The bell of whichever process is elected for upkeep; consumers' bells follow.
 UPKEEP_BELL = 0
 FIRST_CONSUMER_BELL = 1
 
+#: Bells from here on belong to processes that wait for results; their bytes are locked by them.
+FIRST_WAITER_BELL = 8192
+
 _SLOTS = 16384
 _BEAT = struct.Struct("<I")
-_SIZE = _SLOTS + _BEAT.size
+_WAITERS_AT = _SLOTS + _BEAT.size
+_WAITERS = 65536
+_WAITER = struct.Struct("<H")
+_NOBODY = 0
+_SEVERAL = 0xFFFF
+_SIZE = _WAITERS_AT + _WAITERS * _WAITER.size
 _ASLEEP = 1
+_ASLEEP_BYTE = b"\x01"
 _AWAKE = 0
 _HAS_FIFOS = hasattr(os, "mkfifo")
 
@@ -104,6 +115,52 @@ class BellBoard:
         """Return a number that moves while the elected process is at work."""
         beat: int = _BEAT.unpack_from(self.flags(), _SLOTS)[0]
         return beat
+
+    # -- who waits for a result ----------------------------------------------------------------
+
+    def wait_for(self, task_id: str, number: int) -> int:
+        """Let bell ``number`` be rung for a task's result; return the place it was noted at.
+
+        Places are fewer than ids: at one that several processes use all waiters are rung. What two
+        processes note at the same instant may get lost; each looks by itself now and then.
+        """
+        place = zlib.crc32(task_id.encode("utf-8", "surrogatepass")) % _WAITERS
+        flags = self.flags()
+        at = _WAITERS_AT + place * _WAITER.size
+        noted = _WAITER.unpack_from(flags, at)[0]
+        if noted == _NOBODY:
+            _WAITER.pack_into(flags, at, number)
+        elif noted != number:
+            _WAITER.pack_into(flags, at, _SEVERAL)
+        return place
+
+    def wait_no_more(self, place: int, number: int) -> None:
+        """Take a note back, if it is ``number``'s alone."""
+        flags = self.flags()
+        at = _WAITERS_AT + place * _WAITER.size
+        if _WAITER.unpack_from(flags, at)[0] == number:
+            _WAITER.pack_into(flags, at, _NOBODY)
+
+    def ring_waiter(self, task_id: str) -> None:
+        """Wake whoever waits for a task's result.
+
+        The result is committed: what fails here is logged, and waiters look by themselves.
+        """
+        try:
+            flags = self.flags()
+            place = zlib.crc32(task_id.encode("utf-8", "surrogatepass")) % _WAITERS
+            number = _WAITER.unpack_from(flags, _WAITERS_AT + place * _WAITER.size)[0]
+            if number == _NOBODY:
+                return
+            if number != _SEVERAL:
+                self.ring_one([number])
+                return
+            position = flags.find(_ASLEEP_BYTE, FIRST_WAITER_BELL, _SLOTS)
+            while position >= 0:
+                self.ring_one([position])
+                position = flags.find(_ASLEEP_BYTE, position + 1, _SLOTS)
+        except (OSError, ValueError, QueueDiskError) as exc:
+            logger.warning("Who waits for %s could not be woken at once: %s", task_id, exc)
 
     def any_asleep(self, numbers: Iterable[int]) -> bool:
         """Return whether one of the consumers is asleep."""

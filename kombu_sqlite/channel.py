@@ -36,6 +36,10 @@ class Channel(ConsumingChannel):
     supports_fanout = True
     supports_batch_publish = True
 
+    #: Tells, for a task id, under which live delivery of this process it is published again, as
+    #: ``(path of the file, delivery tag)``; the application sets it for all channels.
+    live_delivery: Callable[[str], tuple[str, str] | None] = staticmethod(lambda task_id: None)
+
     def __init__(self, connection: Transport, **kwargs: Any) -> None:
         super().__init__(connection, **kwargs)
         #: Called when a message that waited to be started turned out to be somebody else's.
@@ -58,8 +62,13 @@ class Channel(ConsumingChannel):
         self.publish_encoded([(exchange, routing_key, envelope)])
 
     def encode(self, message: dict[str, Any], exchange: str, routing_key: str) -> Envelope:
-        """Return a message's row."""
-        return encode(message, exchange, routing_key, self.redis_order)
+        """Return a message's row; under a live delivery of the same task it continues that row."""
+        envelope = encode(message, exchange, routing_key, self.redis_order)
+        if envelope.task_id is not None:
+            delivery = self.live_delivery(envelope.task_id)
+            if delivery is not None and delivery[0] == self.store.database.path:
+                return envelope._replace(continues=DeliveryTag.parse(delivery[1]))
+        return envelope
 
     def publish_encoded(self, messages: list[tuple[str, str, Envelope]]) -> None:
         """Publish rows in one transaction."""
@@ -123,7 +132,7 @@ class Channel(ConsumingChannel):
 
     def _let_go_if_done(self) -> None:
         """Leave the store once the last message that outlived this channel has ended."""
-        if not self._retained or len(self.qos):
+        if not self._retained or self.qos.holds_any:
             return
         with self._retain_lock:
             done, self._retained = self._retained, False
@@ -131,18 +140,36 @@ class Channel(ConsumingChannel):
             self.store.settler.try_flush()
             self.store.release()
 
-    def start(self, delivery_tag: str) -> bool:
+    def start(self, delivery_tag: str, early: bool = False) -> bool:
         """Record that a message begins to execute; False when it was lost and must not.
+
+        Arguments:
+            early: whether that acknowledges it: whatever happens, it is not executed again.
 
         Raises:
             QueueBusyError: nothing was recorded yet; try again soon.
         """
         tag = DeliveryTag.parse(delivery_tag)
-        if self.store.deliveries.start([tag], CLAIM_WAIT_S):
+        if self.store.deliveries.start([tag], CLAIM_WAIT_S, early):
             return True
         self.qos.forget(delivery_tag)
         self._room_made()
         return False
+
+    def accept(self, delivery_tag: str) -> None:
+        """Acknowledge early: free the message's place in the prefetch count, keep its lease.
+
+        Not the final ack: the message stays leased to this process until ``end``. What makes it
+        an acknowledgement in the file is ``start`` with ``early``.
+        """
+        self.qos.accept(delivery_tag)
+        self._room_made()
+
+    def end(
+        self, delivery_tag: str, action: str, error: str | None = None, quiet: bool = False
+    ) -> None:
+        """End a message, an accepted one too; ``action`` as in ``Settlement``."""
+        self.qos.end(delivery_tag, action, error, quiet)
 
     def basic_qos(
         self, prefetch_size: int = 0, prefetch_count: int = 0, apply_global: bool = False
@@ -191,7 +218,7 @@ class Channel(ConsumingChannel):
 
     def _retain_running(self) -> None:
         """Stay in the store, whose session renews what is being executed, until that ends."""
-        if len(self.qos) and not self.store.retired:
+        if self.qos.holds_any and not self.store.retired:
             self.store.retain()
             self._retained = True
             self._let_go_if_done()

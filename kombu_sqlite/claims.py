@@ -20,6 +20,7 @@ from .foreign import check_columns, normal_time
 from .handles import Handle, execute_many
 from .log import describe, logger
 from .models import Delivery, DeliveryTag
+from .revocations import Revocations
 from .routing import Topology, meets
 from .sql import statement
 from .topology import TopologyStore
@@ -63,9 +64,12 @@ class Claimant:
 class Claims:
     """Leases the messages of one file."""
 
-    def __init__(self, database: Database, topology: TopologyStore) -> None:
+    def __init__(
+        self, database: Database, topology: TopologyStore, revocations: Revocations
+    ) -> None:
         self._database = database
         self._topology = topology
+        self._revocations = revocations
         self._has_lanes = False
 
     # -- looking -------------------------------------------------------------------------------
@@ -187,7 +191,8 @@ class Claims:
         deliveries: list[Delivery] = []
         while len(deliveries) < limit:
             rows = self._find(handle, claimant, queue, limit - len(deliveries))
-            admitted = [self._admit(handle, row, terms["now"]) for row in rows]
+            revoked = self._revocations.among(handle, rows, terms["now"]) if rows else frozenset()
+            admitted = [self._admit(handle, row, terms["now"], revoked) for row in rows]
             good = [delivery for delivery in admitted if delivery is not None]
             execute_many(handle, _LEASE, [{**terms, "id": entry.tag.row_id} for entry in good])
             deliveries.extend(good)
@@ -226,10 +231,12 @@ class Claims:
                 levels.remove(level)
         return found
 
-    def _admit(self, handle: Handle, row: Any, now: str) -> Delivery | None:
+    def _admit(
+        self, handle: Handle, row: Any, now: str, revoked: frozenset[int]
+    ) -> Delivery | None:
         """Return the delivery a row found ready becomes; end the row if it must not be one."""
         (row_id, number, queue, type_, priority, payload, headers, properties, task_id) = row[:9]
-        attempts, deaths, expires_at, run_after = row[9:]
+        attempts, deaths, expires_at, run_after, cancel_requested = row[9:]
         if headers is None:
             reason = check_columns(type_, priority, run_after, expires_at)
             if reason is not None:
@@ -241,8 +248,11 @@ class Claims:
                 handle.run(statement("normalise_run_after"), values)
                 return None
             expires_at = expires_at and normal_time(expires_at)
-        if isinstance(expires_at, str) and expires_at <= now:
-            handle.run(statement("cancel_found"), {"id": row_id, "now": now, "error": "expired"})
+        reason = "expired" if isinstance(expires_at, str) and expires_at <= now else None
+        if cancel_requested or row_id in revoked:
+            reason = "revoked"
+        if reason is not None:
+            handle.run(statement("cancel_found"), {"id": row_id, "now": now, "error": reason})
             return None
         if headers is None and task_id is None:
             task_id = str(uuid.uuid4())

@@ -7,7 +7,8 @@ no longer the row's changes nothing: whoever lost a lease can never end another'
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from .clock import to_text
@@ -15,10 +16,12 @@ from .database import Database
 from .handles import Handle
 from .models import DeliveryTag, Settlement
 from .sql import statement
+from .stories import tell
 
 __all__ = ("Deliveries", "end_values")
 
 _END = statement("end_delivery")
+_REQUEUING = frozenset({"requeue", "release", "died"})
 
 
 class Deliveries:
@@ -31,8 +34,14 @@ class Deliveries:
         """Return whether this thread is inside a transaction of somebody else's."""
         return self._database.handle().depth > 0
 
-    def start(self, tags: Iterable[DeliveryTag], wait_s: float | None = None) -> set[DeliveryTag]:
+    def start(
+        self, tags: Iterable[DeliveryTag], wait_s: float | None = None, early: bool = False
+    ) -> set[DeliveryTag]:
         """Record that execution begins; return the tags that may run, the others were lost.
+
+        Arguments:
+            wait_s: how long to wait for the write lock; None waits for ``busy_timeout``.
+            early: whether the messages are acknowledged with that, and so never run again.
 
         Raises:
             QueueBusyError: nothing was recorded within ``wait_s``; try again.
@@ -41,7 +50,12 @@ class Deliveries:
         started = set()
         with self._database.transaction(wait_s) as handle:
             for tag in tags:
-                values = {"id": tag.row_id, "delivery_no": tag.delivery_no, "now": now}
+                values = {
+                    "id": tag.row_id,
+                    "delivery_no": tag.delivery_no,
+                    "now": now,
+                    "early": early,
+                }
                 if tag.transient:
                     mine = handle.one(statement("get_transient_lease"), values) is not None
                 else:
@@ -71,16 +85,9 @@ class Deliveries:
         lost: list[Settlement] = []
         requeued: set[str] = set()
         for settlement in settlements:
-            tag, action, error = settlement
-            if action in ("requeue", "release"):
-                name = "requeue_transient" if tag.transient else "requeue_delivery"
-                undo = 1 if action == "release" else 0
-                rows = handle.all(
-                    statement(name),
-                    {"id": tag.row_id, "delivery_no": tag.delivery_no, "now": now, "undo": undo},
-                )
-                done = bool(rows)
-                requeued.update(row[0] for row in rows)
+            tag, action, error, quiet = settlement
+            if action in _REQUEUING:
+                done = self._put_back(handle, tag, action, now, requeued)
             elif tag.transient:
                 handle.run(
                     statement("end_transient"), {"id": tag.row_id, "delivery_no": tag.delivery_no}
@@ -89,9 +96,67 @@ class Deliveries:
             else:
                 handle.run(_END, end_values(tag, action, error, now))
                 done = bool(handle.changes())
-            if not done and self._is_lost(handle, tag):
+            if not done and not quiet and self._is_lost(handle, tag):
                 lost.append(settlement)
         return lost, requeued
+
+    def _put_back(
+        self, handle: Handle, tag: DeliveryTag, action: str, now: str, requeued: set[str]
+    ) -> bool:
+        """Queue a delivery again; return whether its tag was still valid."""
+        values = {"id": tag.row_id, "delivery_no": tag.delivery_no, "now": now}
+        if tag.transient:
+            rows = handle.all(statement("requeue_transient"), values)
+        elif action == "died":
+            handle.run(statement("exhaust_delivery"), values)
+            if handle.changes():
+                return True
+            rows = handle.all(statement("requeue_died"), values)
+            if rows:
+                told = self._database.options.task_log
+                tell(handle, told, tag.row_id, "warning", "its process died while it ran")
+        else:
+            undo = 1 if action == "release" else 0
+            rows = handle.all(statement("requeue_delivery"), {**values, "undo": undo})
+        requeued.update(row[0] for row in rows)
+        return bool(rows)
+
+    @contextmanager
+    def ending(self, tag: DeliveryTag, status: str, error: str | None = None) -> Iterator[bool]:
+        """End one delivery together with what the body writes, in one transaction.
+
+        Yields whether the delivery may end so: it was still valid, or has ended so already (whoever
+        ended it may not have written the result). Otherwise the body must write nothing.
+
+        Raises:
+            QueueBusyError, QueueDiskError: nothing was written, by the body neither.
+        """
+        with self._database.transaction() as handle:
+            handle.run(_END, end_values(tag, status, error, to_text(time.time())))
+            mine = bool(handle.changes())
+            if not mine:
+                row = handle.one(statement("get_delivery_state"), {"id": tag.row_id})
+                mine = row is not None and row[:2] == (tag.delivery_no, status)
+            yield mine
+
+    @contextmanager
+    def continuing(self, tag: DeliveryTag, reason: str) -> Iterator[bool]:
+        """Tell a row why it runs again, together with what the block writes.
+
+        Yields whether the next run has not begun yet; otherwise the block must write nothing.
+        """
+        with self._database.transaction() as handle:
+            row = handle.one(statement("get_delivery_state"), {"id": tag.row_id})
+            mine = row is not None and row[0] == tag.delivery_no
+            if mine:
+                tell(handle, self._database.options.task_log, tag.row_id, "info", reason)
+            yield mine
+
+    def is_running(self, tag: DeliveryTag) -> bool:
+        """Return whether a delivery is still its holder's and has not ended."""
+        with self._database.reading() as handle:
+            row = handle.one(statement("get_delivery_state"), {"id": tag.row_id})
+        return row is not None and row[:2] == (tag.delivery_no, "processing")
 
     def _is_lost(self, handle: Handle, tag: DeliveryTag) -> bool:
         """Return whether another delivery took over; a row that has ended by itself is no loss."""

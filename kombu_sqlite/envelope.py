@@ -9,9 +9,11 @@ from kombu.utils.json import dumps as kombu_dumps
 from kombu.utils.json import loads as kombu_loads
 
 from .clock import datetime_to_text, parse_time
+from .errors import QueueOptionError
 from .foreign import BadMessageError, foreign_body
+from .keys import SCOPES
 from .log import logger
-from .models import NORMAL_PRIORITY, Delivery, Envelope
+from .models import NORMAL_PRIORITY, Delivery, Envelope, IdempotencyKey
 
 __all__ = ("Envelope", "decode", "encode")
 
@@ -27,7 +29,7 @@ def encode(message: dict[str, Any], exchange: str, routing_key: str, redis_order
     Raises:
         TypeError: headers or properties hold what JSON cannot express.
     """
-    headers = message["headers"]
+    headers, key = _take_key(message["headers"])
     properties = dict(message["properties"])
     properties["delivery_info"] = {"exchange": exchange, "routing_key": routing_key}
     properties["content_type"] = message["content-type"]
@@ -39,7 +41,7 @@ def encode(message: dict[str, Any], exchange: str, routing_key: str, redis_order
     name = headers.get("task")
     is_task = isinstance(name, str) and isinstance(task_id, str)
     return Envelope(
-        type=name if is_task else "message",
+        type=str(name) if is_task else "message",
         priority=_row_priority(properties.get("priority"), redis_order),
         payload="" if body is None else body,
         headers=_to_json(headers),
@@ -50,7 +52,30 @@ def encode(message: dict[str, Any], exchange: str, routing_key: str, redis_order
         ttl_ms=_milliseconds(properties.get("expiration")),
         compatibility=_compatibility(headers.get("compatibility")),
         persistent=properties.get("delivery_mode") != 1,
+        key=key if is_task else None,
     )
+
+
+def _take_key(headers: dict[str, Any]) -> tuple[dict[str, Any], IdempotencyKey | None]:
+    """Return the headers to store and the idempotency key among them.
+
+    Raises:
+        QueueOptionError: the key is no text, or its scope is none.
+    """
+    text = headers.get("idempotency_key")
+    if text is None:
+        return headers, None
+    scope = headers.get("idempotency_scope", "row")
+    if not isinstance(text, str) or not text:
+        raise QueueOptionError(f"idempotency_key must be text, not {text!r}.")
+    number = isinstance(scope, (int, float)) and not isinstance(scope, bool) and scope > 0
+    if not number and scope not in SCOPES:
+        raise QueueOptionError(
+            f"idempotency_scope must be one of {', '.join(SCOPES)} or a number of seconds, "
+            f"not {scope!r}."
+        )
+    stored = {name: value for name, value in headers.items() if name != "idempotency_bare"}
+    return stored, IdempotencyKey(text, str(scope), bool(headers.get("idempotency_bare")))
 
 
 def _readable(body: bytes, encoding: Any, headers: dict[str, Any]) -> str | bytes:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 __all__ = (
+    "DuplicateTask",
+    "IdempotencyConflict",
     "LeaseLost",
     "QueueBusyError",
     "QueueDatabaseError",
@@ -68,3 +70,24 @@ class LeaseLost(QueueDatabaseError):
 
     Stop working on it: the message is, or was, delivered again under a newer delivery tag.
     """
+
+
+class IdempotencyConflict(QueueDatabaseError):
+    """The idempotency key belongs to a task of another name; nothing was written.
+
+    Use another key; the message names the holder.
+    """
+
+
+class DuplicateTask(QueueDatabaseError):
+    """A task with this idempotency key is in the file already; nothing was written.
+
+    Arguments:
+        task_id: Celery's id of the first one; wait for its result.
+        row_id: its row.
+    """
+
+    def __init__(self, key: str, task_id: str | None, row_id: int) -> None:
+        super().__init__(f"Idempotency key {key!r} belongs to row {row_id}, task {task_id}.")
+        self.task_id = task_id
+        self.row_id = row_id

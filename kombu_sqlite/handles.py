@@ -142,6 +142,11 @@ class Handle:
         assert self.connection is not None
         return self.connection.changes()
 
+    def last_row_id(self) -> int:
+        """Return the row id of the last INSERT."""
+        assert self.connection is not None
+        return self.connection.last_insert_rowid()
+
     def begin(self, wait_s: float | None) -> None:
         """Take the write lock, or raise BusyError once ``wait_s`` has passed.
 

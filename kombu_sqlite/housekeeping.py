@@ -14,6 +14,7 @@ from .clock import now_text, to_text
 from .database import Database
 from .log import describe, logger
 from .options import Options
+from .results import Results
 from .sql import statement
 from .topology import TopologyStore
 
@@ -30,16 +31,20 @@ BATCH = 500
 class Housekeeping:
     """Expires, mends, prunes and checkpoints one file."""
 
-    def __init__(self, database: Database, topology: TopologyStore, options: Options) -> None:
+    def __init__(
+        self, database: Database, topology: TopologyStore, options: Options, results: Results
+    ) -> None:
         self._database = database
         self._topology = topology
         self._options = options
+        self._results = results
 
     def expire(self) -> None:
-        """Cancel queued messages, and delete transient ones, whose time to live is over."""
+        """Cancel queued messages whose time is over; delete transient ones, and results."""
         for name in ("cancel_expired", "delete_expired_transient"):
             while self._write_batch(name) == BATCH:
                 pass
+        self._results.delete_expired()
 
     def _write_batch(self, name: str) -> int:
         values = {"now": now_text(), "limit": BATCH}
@@ -93,6 +98,7 @@ class Housekeeping:
             if old is not None:
                 with self._database.transaction() as handle:
                     handle.run(statement("prune_logs"), values)
+                    handle.run(statement("prune_keys"), values)
                     handle.all(statement("prune_finished"), values)
         before = to_text(time.time() - _GONE_WORKERS_KEPT_S)
         with self._database.reading() as handle:

@@ -10,6 +10,7 @@ from .foreign import readable
 from .log import describe, logger
 from .sessions import LockFile
 from .sql import statement
+from .stories import tell_leased
 
 __all__ = ("LeaseKeeper",)
 
@@ -114,6 +115,8 @@ class LeaseKeeper:
         with self._database.transaction() as handle:
             if handle.one(statement("get_live_worker"), parameters) != (beat,):
                 return set()
+            tell_leased(handle, self._database.options.task_log, worker, reason)
+            lost = handle.all(statement("lose_leased_of"), parameters)
             exhausted = handle.all(statement("exhaust_leased_of"), parameters)
             requeued = handle.all(statement("requeue_leased_of"), parameters)
             transient = handle.all(statement("release_transient_of"), parameters)
@@ -124,7 +127,8 @@ class LeaseKeeper:
             if consumed:
                 handle.run(statement("bump_topology"))
         logger.warning("Worker %s %s: %d messages queued again.", worker, reason, len(requeued))
-        self._log_exhausted(exhausted)
+        self._log_ends("Worker lost", lost)
+        self._log_ends("Delivery attempts exhausted", exhausted)
         return {readable(row[0]) for row in requeued} | {row[0] for row in transient}
 
     def reclaim_unowned(self) -> set[str]:
@@ -140,14 +144,17 @@ class LeaseKeeper:
         if owners <= known and nameless is None:
             return set()
         with self._database.transaction() as handle:
+            lost = handle.all(statement("lose_unowned"), parameters)
             exhausted = handle.all(statement("exhaust_unowned"), parameters)
             requeued = handle.all(statement("requeue_unowned"), parameters)
-        self._log_exhausted(exhausted)
+        self._log_ends("Worker lost", lost)
+        self._log_ends("Delivery attempts exhausted", exhausted)
         return {readable(row[0]) for row in requeued}
 
-    def _log_exhausted(self, rows: list[tuple[int, bytes, bytes, int]]) -> None:
+    def _log_ends(self, why: str, rows: list[tuple[int, bytes, bytes, int]]) -> None:
         for row_id, queue, task_id, number in rows:
             logger.error(
-                "Delivery attempts exhausted: %s",
+                "%s: %s",
+                why,
                 describe(readable(queue), readable(task_id), f"{row_id}.{number}"),
             )

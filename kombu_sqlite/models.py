@@ -15,6 +15,7 @@ __all__ = (
     "Delivery",
     "DeliveryTag",
     "Envelope",
+    "IdempotencyKey",
     "QueueStats",
     "Settlement",
     "Task",
@@ -63,18 +64,39 @@ class Envelope(NamedTuple):
     ttl_ms: int | None = None
     compatibility: str = "{}"
     persistent: bool = True
+    key: IdempotencyKey | None = None
+    continues: DeliveryTag | None = None
+
+
+class IdempotencyKey(NamedTuple):
+    """Names a task that is to be published once.
+
+    Arguments:
+        text: the key; global, not per queue.
+        scope: how long it holds: ``row`` (while the row exists), ``end`` (until the task ends), or
+            a number of seconds from the first publish.
+        bare: whether a second publish may be answered with the first one's task id. One that
+            carries callbacks or its own id becomes a row that ends with the first one's result.
+    """
+
+    text: str
+    scope: str = "row"
+    bare: bool = False
 
 
 class Settlement(NamedTuple):
     """How a delivery is to end.
 
-    ``action`` is ``completed``, ``failed``, ``cancelled``, ``requeue`` (to the front of its queue)
-    or ``release`` (the same, for one that was never started: its attempt is taken back).
+    ``action`` is ``completed``, ``failed``, ``cancelled``, ``requeue`` (to the front of its queue),
+    ``release`` (the same, for one that was never started: its attempt is taken back) or ``died``
+    (the same, for an execution that took its process with it: failed once there were too many).
+    A ``quiet`` one repeats what the executing process has probably written: it may match nothing.
     """
 
     tag: DeliveryTag
     action: str
     error: str | None = None
+    quiet: bool = False
 
 
 class Delivery(NamedTuple):
@@ -156,6 +178,10 @@ class Task(Record):
     expires_at_utc: datetime | None = None
     delivery_no: int = 0
     deaths: int = 0
+    outcome_pending: int = 0
+    acked_early: int = 0
+    cancel_requested: int = 0
+    follows: int | None = None
 
     def get_payload_dict(self) -> dict[str, Any]:
         """Return the payload when it is a JSON object, else an empty dictionary."""
@@ -179,6 +205,8 @@ class Worker(Record):
     lock_byte: int | None = None
     beat: int = 0
     visibility_timeout_s: float | None = None
+    hostname: str | None = None
+    concurrency: int | None = None
 
     def get_capabilities_dict(self) -> dict[str, Any]:
         """Return the capabilities when they are a JSON object, else an empty dictionary."""

@@ -150,6 +150,12 @@ class Options:
         _number(0, 86400.0 * 36500),
         "seconds to keep the rows of messages that have ended; 0 keeps them for ever",
     )
+    task_log: str = _option(
+        "info",
+        _choice("off", "warning", "info"),
+        "what `task_logs` tells: lost leases and deaths (`warning`), also retries and cancels "
+        "(`info`), nothing (`off`)",
+    )
     synchronous: str = _option(
         "NORMAL",
         _choice("NORMAL", "FULL", "EXTRA"),

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from .bells import UPKEEP_BELL, BellBoard
 from .clock import after_text, to_text
 from .database import Database
-from .errors import QueueDiskError
+from .errors import DuplicateTask, LeaseLost, QueueDiskError
 from .handles import Handle
+from .keys import Holder, find_holder, take_key
 from .log import logger
 from .models import Envelope
 from .routing import Queue, Topology, meets
 from .sql import statement
+from .stories import tell
 from .topology import TopologyStore
 
 __all__ = ("Publisher", "Ringer")
@@ -84,12 +88,19 @@ class Publisher:
 
         Raises:
             KeyError: an exchange is not declared.
+            DuplicateTask: a task with the same idempotency key is there already.
+            IdempotencyConflict: the key belongs to a task of another name.
+            LeaseLost: it continues a delivery that belongs to somebody else by now.
             QueueBusyError, QueueDiskError: nothing was written; try again.
         """
         handle = self._database.handle()
         depth = handle.entered()
         try:
             self._publish(messages)
+        except DuplicateTask as duplicate:
+            if duplicate.task_id is None:
+                self._mint_task_id(duplicate)
+            raise
         except BaseException:  # a soft time limit strikes anywhere, even in a context's exit
             handle.leave(depth)
             raise
@@ -101,6 +112,7 @@ class Publisher:
             wake: set[tuple[str, str]] = set()
             soon = False
             for exchange, routing_key, envelope in messages:
+                holder = None if envelope.key is None else self._holder(handle, envelope, now_s)
                 for name in topology.route(exchange, routing_key):
                     queue = topology.queues.get(name)
                     if queue is None:  # nobody has declared it yet; the message must not get lost
@@ -109,13 +121,81 @@ class Publisher:
                         queue = Queue(name)
                         self._topology.insert_queue(handle, queue)
                         topology = self._topology.current(handle)
-                    if self._insert(handle, queue, envelope, now_s):
+                    if envelope.continues is None or not self._continue(
+                        handle, queue, envelope, now_s
+                    ):
+                        self._insert(handle, queue, envelope, now_s)
+                        if envelope.key is not None and not queue.transient:
+                            holder = self._keep_key(handle, envelope, holder)
+                    if _is_ready(queue, envelope, now_s):
                         wake.add((name, envelope.compatibility))
                     else:
-                        soon = soon or envelope.run_after <= to_text(  # type: ignore[operator]
-                            now_s + _UPKEEP_NET_S
-                        )
+                        soon = soon or _is_ready(queue, envelope, now_s + _UPKEEP_NET_S)
             handle.after_commit.append(lambda: self._ring(topology, wake, soon))
+
+    # -- one task published twice --------------------------------------------------------------
+
+    def _holder(self, handle: Handle, envelope: Envelope, now_s: float) -> Holder | None:
+        """Return the row that has the envelope's key already; None for the first one.
+
+        Raises:
+            DuplicateTask: there is one, and its id is answer enough.
+            IdempotencyConflict: the key belongs to a task of another name.
+        """
+        key = envelope.key
+        assert key is not None
+        if envelope.continues is not None:
+            return None  # a retry never meets its own key
+        holder = find_holder(handle, key.text, envelope.type, envelope.payload, to_text(now_s))
+        if holder is not None and key.bare:
+            raise DuplicateTask(key.text, holder.task_id, holder.row_id)
+        return holder
+
+    def _mint_task_id(self, duplicate: DuplicateTask) -> None:
+        """Give a task id to a row that another program inserted and nobody has claimed yet."""
+        values = {"id": duplicate.row_id, "task_id": str(uuid.uuid4())}
+        with self._database.transaction() as handle:
+            handle.run(statement("mint_task_id"), values)
+            row = handle.one(statement("get_task_id"), values)
+        duplicate.task_id = None if row is None else row[0]
+
+    def _keep_key(self, handle: Handle, envelope: Envelope, holder: Holder | None) -> Holder:
+        """Give the key to the row just inserted, or make that a follower of the key's holder."""
+        assert envelope.key is not None
+        row_id = handle.last_row_id()
+        if holder is None:
+            take_key(handle, envelope.key, envelope, row_id)
+            return Holder(row_id, envelope.task_id)
+        if holder.task_id != envelope.task_id:  # else a further copy of the same message
+            handle.run(statement("mark_follower"), {"id": row_id, "follows": holder.row_id})
+        return holder
+
+    def _continue(self, handle: Handle, queue: Queue, envelope: Envelope, now_s: float) -> bool:
+        """Publish a task's next run into its own row; return False where it must be a new row.
+
+        Raises:
+            LeaseLost: the delivery it is published under belongs to somebody else by now.
+        """
+        tag = envelope.continues
+        assert tag is not None
+        row = handle.one(statement("get_continued"), {"id": tag.row_id})
+        if row is None:
+            return False
+        delivery_no, status, name, cancel_requested = row
+        if delivery_no != tag.delivery_no:
+            raise LeaseLost(
+                f"Delivery {tag} belongs to somebody else by now; its next run was not published."
+            )
+        if status != "processing" or name != queue.name:
+            return False
+        values = self._values(queue, envelope, now_s)
+        handle.run(statement("continue_row"), {**values, "id": tag.row_id})
+        told = self._database.options.task_log
+        tell(handle, told, tag.row_id, "info", "published again by its run", envelope.run_after)
+        if cancel_requested:
+            values = {"id": tag.row_id, "now": to_text(now_s), "error": "revoked"}
+            handle.run(statement("cancel_found"), values)
+        return True
 
     def _ring(self, topology: Topology, wake: set[tuple[str, str]], soon: bool) -> None:
         for queue, compatibility in wake:
@@ -123,14 +203,27 @@ class Publisher:
         if soon:
             self._ringer.ring_upkeep()
 
-    def _insert(self, handle: Handle, queue: Queue, envelope: Envelope, now_s: float) -> bool:
-        """Insert one row; return whether it can be claimed at once."""
+    def _values(self, queue: Queue, envelope: Envelope, now_s: float) -> dict[str, Any]:
+        """Return the columns of a message in one queue."""
         now = to_text(now_s)
-        expires_at = envelope.expires_at
-        for ttl_ms in (envelope.ttl_ms, queue.number("x-message-ttl")):
-            if ttl_ms is not None:
-                end = after_text(ttl_ms / 1000)
-                expires_at = end if expires_at is None else min(expires_at, end)
+        return {
+            "type": envelope.type,
+            "priority": envelope.priority,
+            "payload": envelope.payload,
+            "compatibility": envelope.compatibility,
+            "max_attempts": self._max_attempts,
+            "run_after": envelope.run_after or now,
+            "now": now,
+            "queue": queue.name,
+            "task_id": envelope.task_id,
+            "headers": envelope.headers,
+            "properties": envelope.properties,
+            "expires_at": _expiry(queue, envelope),
+            "pad": _PAD if len(envelope.payload) >= _PAD_FROM else None,
+        }
+
+    def _insert(self, handle: Handle, queue: Queue, envelope: Envelope, now_s: float) -> None:
+        """Insert one row."""
         if queue.transient:
             handle.run(
                 _INSERT_TRANSIENT,
@@ -140,34 +233,13 @@ class Publisher:
                     "payload": envelope.payload,
                     "headers": envelope.headers,
                     "properties": envelope.properties,
-                    "expires_at": expires_at,
+                    "expires_at": _expiry(queue, envelope),
                 },
             )
-            ready = True
         else:
-            run_after = envelope.run_after or now
-            ready = run_after <= now
-            handle.run(
-                _INSERT,
-                {
-                    "type": envelope.type,
-                    "priority": envelope.priority,
-                    "payload": envelope.payload,
-                    "compatibility": envelope.compatibility,
-                    "max_attempts": self._max_attempts,
-                    "run_after": run_after,
-                    "now": now,
-                    "queue": queue.name,
-                    "task_id": envelope.task_id,
-                    "headers": envelope.headers,
-                    "properties": envelope.properties,
-                    "expires_at": expires_at,
-                    "pad": _PAD if len(envelope.payload) >= _PAD_FROM else None,
-                },
-            )
+            handle.run(_INSERT, self._values(queue, envelope, now_s))
         if queue.arguments:
-            self._drop_overflow(handle, queue, now)
-        return ready
+            self._drop_overflow(handle, queue, to_text(now_s))
 
     def _drop_overflow(self, handle: Handle, queue: Queue, now: str) -> None:
         """Keep a queue within ``x-max-length`` and ``x-max-length-bytes``, dropping from its head.
@@ -195,3 +267,19 @@ class Publisher:
                 statement("drop_overflow"),
                 {"queue": queue.name, "excess": excess, "now": now, "error": _OVERFLOW},
             )
+
+
+def _is_ready(queue: Queue, envelope: Envelope, moment_s: float) -> bool:
+    """Return whether a message can be claimed at ``moment_s``."""
+    run_after = envelope.run_after
+    return queue.transient or run_after is None or run_after <= to_text(moment_s)
+
+
+def _expiry(queue: Queue, envelope: Envelope) -> str | None:
+    """Return when a message expires in ``queue``: the soonest of its own time and both TTLs."""
+    expires_at = envelope.expires_at
+    for ttl_ms in (envelope.ttl_ms, queue.number("x-message-ttl")):
+        if ttl_ms is not None:
+            end = after_text(ttl_ms / 1000)
+            expires_at = end if expires_at is None else min(expires_at, end)
+    return expires_at

@@ -25,9 +25,15 @@ class QoS:
         self.prefetch_count = prefetch_count or 0
         self._unacked: dict[str, Any] = {}  # delivery tag -> message, in order of delivery
         self._running: set[str] = set()
+        self._accepted: set[str] = set()
 
     def __len__(self) -> int:
         return len(self._unacked)
+
+    @property
+    def holds_any(self) -> bool:
+        """Whether some message of this channel has not ended."""
+        return bool(self._unacked or self._accepted)
 
     def can_consume(self) -> bool:
         """Return whether the prefetch count leaves room for one more message."""
@@ -52,14 +58,22 @@ class QoS:
         if delivery_tag in self._unacked:
             self._running.add(delivery_tag)
 
+    def accept(self, delivery_tag: str) -> None:
+        """Give a message's place to another while it runs; its lease is kept until it ends."""
+        if self._unacked.pop(delivery_tag, None) is not None:
+            self._accepted.add(delivery_tag)
+        self._running.discard(delivery_tag)
+
     def forget(self, delivery_tag: str) -> None:
         """Let go of a message that is somebody else's by now."""
         self._unacked.pop(delivery_tag, None)
+        self._accepted.discard(delivery_tag)
         self._running.discard(delivery_tag)
 
     def forget_running(self) -> None:
         """Keep nothing: whoever executed messages of this channel has stopped."""
         self._running.clear()
+        self._accepted.clear()
 
     def up_to(self, delivery_tag: str) -> list[str]:
         """Return the unacknowledged tags delivered before ``delivery_tag``, and itself."""
@@ -81,11 +95,18 @@ class QoS:
         else:
             self._settle(delivery_tag, "failed", "rejected")
 
-    def _settle(self, delivery_tag: str, action: str, error: str | None = None) -> None:
-        self._unacked.pop(delivery_tag, None)
-        self._running.discard(delivery_tag)
+    def end(
+        self, delivery_tag: str, action: str, error: str | None = None, quiet: bool = False
+    ) -> None:
+        """End a message in another way than by an ack or a reject; see ``Settlement``."""
+        self._settle(delivery_tag, action, error, quiet)
+
+    def _settle(
+        self, delivery_tag: str, action: str, error: str | None = None, quiet: bool = False
+    ) -> None:
+        self.forget(delivery_tag)
         tag = DeliveryTag.parse(delivery_tag)
-        self.channel.settle(Settlement(tag, action, error))
+        self.channel.settle(Settlement(tag, action, error, quiet))
 
     def give_back(self) -> list[Settlement]:
         """Let go of every message that is not being executed; return how each is to end.

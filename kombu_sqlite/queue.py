@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import apsw
 
-from .clock import now_text, parse_time
+from .clock import parse_time
 from .errors import LeaseLost, SessionLost
 from .foreign import readable
 from .handles import Params, execute_many
@@ -31,6 +31,7 @@ from .options import Options, path_from_url
 from .rows import Rows, as_row, task_values
 from .sql import statement
 from .store import Store, open_store
+from .stories import read_off
 
 __all__ = ("QueueDatabase",)
 
@@ -206,11 +207,7 @@ class QueueDatabase:
 
     def get(self, id: int | str) -> Task | None:
         """Return a row by its id, or the newest of a Celery task id; None when there is none."""
-        if isinstance(id, int):
-            found: Task | None = self._one("get_task", {"id": id})
-        else:
-            found = self._one("get_by_task_id", {"task_id": id})
-        return found
+        return self._store.find(id)
 
     def list(
         self,
@@ -258,24 +255,31 @@ class QueueDatabase:
         return [Worker.from_dict(dict(r)) for r in self.execute(statement("list_workers"))]
 
     def logs(self, id: int) -> builtins.list[TaskLog]:
-        """Return the story of one row, oldest line first."""
-        rows = self.execute(statement("list_logs"), {"task_id": id})
-        return [TaskLog.from_dict(dict(row)) for row in rows]
+        """Return the story of one row, oldest line first.
+
+        What the row's columns tell of its last delivery comes with what ``task_logs`` keeps.
+        """
+        rows = [dict(row) for row in self.execute(statement("list_logs"), {"task_id": id})]
+        found = self.execute(statement("get_task"), {"id": id})
+        told = [line for row in found for line in read_off(dict(row))]
+        lines = [TaskLog.from_dict(line) for line in (*rows, *told)]
+        return sorted(lines, key=lambda line: str(line.at_utc))
 
     # -- ending from outside -------------------------------------------------------------------
 
     def cancel(self, id: int, reason: str = "cancelled") -> bool:
         """Cancel a row that nobody has leased; return False when it is not queued (any more)."""
-        with self._store.database.transaction() as handle:
-            handle.run(statement("cancel_queued"), {"id": id, "now": now_text(), "error": reason})
-            return bool(handle.changes())
+        return self._store.canceller.cancel_queued(id, reason)
 
     def retry(self, id: int) -> bool:
-        """Queue a failed or cancelled row again; return False when it is neither."""
-        with self._store.database.transaction() as handle:
-            rows = handle.all(statement("retry_ended"), {"id": id, "now": now_text()})
-        self._store.ring(row[0] for row in rows)
-        return bool(rows)
+        """Queue a failed or cancelled row again; return False when it is neither.
+
+        Its result is pending again.
+
+        Raises:
+            IdempotencyConflict: its key belongs to another task by now.
+        """
+        return self._store.put_back(id)
 
     # -- consuming -----------------------------------------------------------------------------
 

@@ -10,9 +10,10 @@ from typing import Any
 import apsw
 
 from .clock import datetime_to_text, now_text, parse_time
-from .models import NORMAL_PRIORITY
+from .handles import Handle
+from .models import NORMAL_PRIORITY, Task
 
-__all__ = ("Row", "Rows", "as_row", "task_values")
+__all__ = ("Row", "Rows", "as_row", "find_task", "task_values")
 
 
 class Row(tuple[Any, ...]):
@@ -102,3 +103,12 @@ def task_values(
         "now": now,
         "idempotency_key": idempotency_key,
     }
+
+
+def find_task(handle: Handle, sql: str, values: dict[str, Any]) -> Task | None:
+    """Return the first row of a statement over ``task_queue`` as a record, or None."""
+    assert handle.connection is not None
+    cursor = handle.connection.cursor()
+    cursor.row_trace = as_row
+    rows: list[Any] = cursor.execute(sql, values).fetchall()
+    return Task.from_dict(dict(rows[0])) if rows else None

@@ -217,6 +217,19 @@ class Session:
                 self.give_up()
         return self.beat_interval_s
 
+    def describe(self, hostname: str, concurrency: int | None) -> None:
+        """Record for people what kind of worker this is.
+
+        Arguments:
+            hostname: its node name, as remote control addresses it.
+            concurrency: how many tasks it executes at a time.
+        """
+        with self._database.transaction() as handle:
+            handle.run(
+                statement("describe_worker"),
+                {"worker": self.worker_id, "hostname": hostname, "concurrency": concurrency},
+            )
+
     def give_up(self) -> None:
         """Serve no more: whoever connects again registers anew."""
         self.lost = True
@@ -231,6 +244,7 @@ class Session:
         try:
             with self._database.transaction() as handle:
                 values = {"worker": self.worker_id, "now": now_text()}
+                handle.run(statement("lose_leased_of"), values)
                 handle.run(statement("release_leased_of"), values)
                 handle.all(statement("release_transient_of"), values)
                 handle.all(statement("delete_consumers_of"), values)

@@ -111,7 +111,7 @@ class Settler:
 
     def report(self, lost: Sequence[Settlement]) -> None:
         """Log the ends that came after the lease was lost."""
-        for tag, action, _ in lost:
+        for tag, action, *_ in lost:
             logger.warning(
                 "Lease lost: %r came too late, the message was, or is, delivered again: %s",
                 action,

@@ -5,24 +5,31 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from . import native
 from .bells import FIRST_CONSUMER_BELL, Bell, BellBoard
+from .cancelling import Canceller
+from .chords import Chords
 from .claims import Claimant, Claims
 from .clock import now_text
 from .database import Database
 from .deliveries import Deliveries
 from .errors import QueueDatabaseError, QueueReplacedError, SessionLost
 from .log import logger
-from .models import Delivery, Envelope, Settlement
+from .models import Delivery, Envelope, Settlement, Task
 from .options import Options
+from .owed import OwedEnds
 from .publishing import Publisher, Ringer
+from .results import Results
+from .revocations import Revocations
+from .rows import find_task
 from .sessions import LockFile, Session
 from .settler import Settler
 from .sql import statement
 from .topology import TopologyStore
 from .upkeep import Upkeep
+from .waiting import ResultWatcher
 
 __all__ = ("Store", "open_store")
 
@@ -46,11 +53,16 @@ class Store:
         self.database = Database(options)
         self.topology = TopologyStore(self.database)
         self.board = BellBoard(self.database.path, options.file_mode)
-        self.claims = Claims(self.database, self.topology)
+        self.revocations = Revocations(self.database)
+        self.canceller = Canceller(self.database, self.revocations)
+        self.claims = Claims(self.database, self.topology, self.revocations)
         self.deliveries = Deliveries(self.database)
         self.ringer = Ringer(self.board)
         self.publisher = Publisher(self.database, self.topology, self.ringer, options.max_attempts)
         self.settler = Settler(self.deliveries, self.ring)
+        self.results = Results(self.database, self.board)
+        self.chords = Chords(self.database)
+        self.owed = OwedEnds(self.database)
         self._locks = _shared_locks(self.database.path, options.file_mode)
         self._lock = threading.Lock()  # yields under gevent; never taken by our own threads
         self._session: Session | None = None
@@ -163,6 +175,12 @@ class Store:
         except QueueDatabaseError as exc:
             logger.warning("Consumers of %s could not be woken at once: %s", names, exc)
 
+    def new_watcher(self, is_ready: Callable[[str], bool]) -> ResultWatcher:
+        """Return what waits for results in this process; ``is_ready`` tells final states."""
+        return ResultWatcher(
+            self.results, self.board, self._locks, self.options.file_mode, is_ready
+        )
+
     # -- queues --------------------------------------------------------------------------------
 
     def size(self, queue: str) -> int:
@@ -185,6 +203,19 @@ class Store:
             transient = known is not None and known.transient
             handle.run(statement("purge_transient" if transient else "purge_queue"), values)
             return handle.changes()
+
+    def find(self, id: int | str) -> Task | None:
+        """Return a row by its id, or the newest of a Celery task id; None when there is none."""
+        name = "get_task" if isinstance(id, int) else "get_by_task_id"
+        with self.database.reading() as handle:
+            return find_task(handle, statement(name), {"id": id, "task_id": id})
+
+    def put_back(self, row_id: int) -> bool:
+        """Queue a failed or cancelled row again; see :meth:`Canceller.put_back`."""
+        queue = self.canceller.put_back(row_id)
+        if queue is not None:
+            self.ring([queue])
+        return queue is not None
 
     def delete_queue(self, queue: str) -> None:
         """Delete a queue; what waits in it ends cancelled."""

@@ -22,6 +22,7 @@ from .leases import LeaseKeeper
 from .log import logger
 from .options import Options
 from .publishing import Ringer
+from .results import Results
 from .sessions import UPKEEP_BYTE, LockFile
 from .sql import statement
 from .topology import TopologyStore
@@ -65,7 +66,7 @@ class Upkeep:
         self._locks = locks
         self._options = options
         self._ringer = Ringer(board)
-        self._house = Housekeeping(database, topology, options)
+        self._house = Housekeeping(database, topology, options, Results(database, board))
         self._waker = native.Waker()
         self._closed = False
         self._checked_at = boottime_s()

@@ -234,6 +234,20 @@ HOT = {
     "list_logs": "ix_logs_task",
     "purge_queue": "ix_task_status_prio_time",
     "oldest_queued": "ix_task_status_prio_time",
+    "list_owed": "ix_task_outcome",
+    "list_followers": "ix_task_followers",
+    "delete_expired_results": "ix_results_expiring",
+    "any_delete_expired_results": "ix_results_expiring",
+    "delete_expired_groups": "ix_groups_expiring",
+    "any_delete_expired_groups": "ix_groups_expiring",
+    "delete_expired_chords": "ix_chords_expiring",
+    "any_delete_expired_chords": "ix_chords_expiring",
+    "list_due_chords": "ix_chords_due",
+    "list_rows_of_task": "ix_task_task_id",
+    "list_stamped": "ix_task_leased",
+    "lose_leased_of": "ix_task_leased",
+    "log_leased_of": "ix_task_leased",
+    "get_key_holder": "uq_task_idempotency",
 }
 
 

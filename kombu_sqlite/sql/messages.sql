@@ -21,7 +21,7 @@ RETURNING id;
 -- name: find_ready
 -- What a claim of one lane would lease, by priority, then age, as the delivery it becomes.
 SELECT id, delivery_no + 1, queue, type, priority, payload, headers, properties, task_id,
-       attempts + 1, deaths, expires_at_utc, run_after_utc
+       attempts + 1, deaths, expires_at_utc, run_after_utc, cancel_requested
 FROM task_queue INDEXED BY ix_task_status_prio_time
 WHERE queue = :queue AND compatibility = :lane
   AND status = 'queued' AND run_after_utc <= updated_at_utc
@@ -30,7 +30,7 @@ ORDER BY priority, id LIMIT :limit;
 -- name: find_ready_at_priority
 -- As find_ready, within one priority; weighted scheduling chooses it.
 SELECT id, delivery_no + 1, queue, type, priority, payload, headers, properties, task_id,
-       attempts + 1, deaths, expires_at_utc, run_after_utc
+       attempts + 1, deaths, expires_at_utc, run_after_utc, cancel_requested
 FROM task_queue INDEXED BY ix_task_status_prio_time
 WHERE queue = :queue AND compatibility = :lane AND priority = :priority
   AND status = 'queued' AND run_after_utc <= updated_at_utc
@@ -44,7 +44,7 @@ CREATE INDEX IF NOT EXISTS ix_task_ready_age ON task_queue (queue, compatibility
 -- name: find_ready_oldest
 -- As find_ready, oldest first (fifo).
 SELECT id, delivery_no + 1, queue, type, priority, payload, headers, properties, task_id,
-       attempts + 1, deaths, expires_at_utc, run_after_utc
+       attempts + 1, deaths, expires_at_utc, run_after_utc, cancel_requested
 FROM task_queue INDEXED BY ix_task_ready_age
 WHERE queue = :queue AND compatibility = :lane
   AND status = 'queued' AND run_after_utc <= updated_at_utc
@@ -53,7 +53,7 @@ ORDER BY id LIMIT :limit;
 -- name: find_ready_newest
 -- As find_ready, newest first (lifo).
 SELECT id, delivery_no + 1, queue, type, priority, payload, headers, properties, task_id,
-       attempts + 1, deaths, expires_at_utc, run_after_utc
+       attempts + 1, deaths, expires_at_utc, run_after_utc, cancel_requested
 FROM task_queue INDEXED BY ix_task_ready_age
 WHERE queue = :queue AND compatibility = :lane
   AND status = 'queued' AND run_after_utc <= updated_at_utc
@@ -113,9 +113,18 @@ WHERE queue = :queue AND compatibility = :lane
 -- Stores the task id minted at the first claim of a row written by others.
 UPDATE task_queue SET task_id = :task_id WHERE id = :id;
 
+-- name: mint_task_id
+-- Gives a task id to a row that has none.
+UPDATE task_queue SET task_id = :task_id WHERE id = :id AND task_id IS NULL;
+
+-- name: get_task_id
+-- Celery's id of one row.
+SELECT task_id FROM task_queue WHERE id = :id;
+
 -- name: start_delivery
--- Records that execution begins; no row changed means the lease was lost.
-UPDATE task_queue SET processing_started_utc = :now, updated_at_utc = :now,
+-- Records that execution begins, and whether it is acknowledged with that; no row changed means
+-- that the lease was lost or the task cancelled.
+UPDATE task_queue SET processing_started_utc = :now, updated_at_utc = :now, acked_early = :early,
     pad = CASE WHEN pad IS NULL THEN NULL ELSE printf('%*s', max(58, 177 - length(locked_by)
         - (attempts > 1) - (delivery_no > 1)), '') END
 WHERE id = :id AND delivery_no = :delivery_no AND status = 'processing';
@@ -142,9 +151,43 @@ WHERE id = :id;
 UPDATE task_queue SET
     status = 'queued', updated_at_utc = max(:now, run_after_utc), locked_by = NULL,
     lease_until_utc = NULL, reserved_at_utc = NULL, processing_started_utc = NULL,
-    attempts = attempts - :undo
+    acked_early = 0, attempts = attempts - :undo
 WHERE id = :id AND delivery_no = :delivery_no AND status = 'processing'
 RETURNING queue;
+
+-- name: exhaust_delivery
+-- Fails a delivery whose execution died once too often; its result is still owed.
+UPDATE task_queue SET
+    status = 'failed', deaths = deaths + 1, finished_at_utc = :now, updated_at_utc = :now,
+    lease_until_utc = NULL, outcome_pending = 1,
+    error_message = 'delivery attempts exhausted: ' || (deaths + 1) || ' of '
+                    || max_attempts || ' executions died'
+WHERE id = :id AND delivery_no = :delivery_no AND status = 'processing'
+  AND deaths + 1 >= max_attempts;
+
+-- name: requeue_died
+-- Puts a delivery whose execution died back at the front of its queue.
+UPDATE task_queue SET
+    status = 'queued', updated_at_utc = max(:now, run_after_utc), locked_by = NULL,
+    lease_until_utc = NULL, reserved_at_utc = NULL, processing_started_utc = NULL,
+    acked_early = 0, deaths = deaths + 1
+WHERE id = :id AND delivery_no = :delivery_no AND status = 'processing'
+RETURNING queue;
+
+-- name: get_continued
+-- What a publish under a live delivery would continue.
+SELECT delivery_no, status, queue, cancel_requested FROM task_queue WHERE id = :id;
+
+-- name: continue_row
+-- Publishes the next run of a task into its own row: a retry, a replacement, a run after a lost
+-- process. It supersedes the delivery it was published under.
+UPDATE task_queue SET
+    type = :type, priority = :priority, payload = :payload, compatibility = :compatibility,
+    run_after_utc = :run_after, updated_at_utc = :now, task_id = :task_id, headers = :headers,
+    properties = :properties, expires_at_utc = :expires_at, pad = :pad,
+    status = 'queued', locked_by = NULL, lease_until_utc = NULL, reserved_at_utc = NULL,
+    processing_started_utc = NULL, acked_early = 0
+WHERE id = :id;
 
 -- name: renew_delivery
 -- Extends the lease of one delivery.

@@ -6,6 +6,10 @@ INSERT INTO workers (
 VALUES (
     :worker, :capabilities, :now, :now, :host, :pid, :lock_byte, :visibility_timeout);
 
+-- name: describe_worker
+-- Records a worker's node name and concurrency.
+UPDATE workers SET hostname = :hostname, concurrency = :concurrency WHERE worker_id = :worker;
+
 -- name: list_lock_bytes
 -- The bytes that rows name.
 SELECT lock_byte FROM workers WHERE lock_byte IS NOT NULL;
@@ -45,6 +49,16 @@ WITH RECURSIVE owner(locked_by) AS (
       FROM owner WHERE owner.locked_by IS NOT NULL)
 SELECT CAST(locked_by AS BLOB) FROM owner WHERE locked_by IS NOT NULL;
 
+-- name: lose_leased_of
+-- Fails what a worker that is gone was running after it had acknowledged it: it is not run again.
+UPDATE task_queue SET
+    status = 'failed', deaths = deaths + 1, finished_at_utc = :now, updated_at_utc = :now,
+    lease_until_utc = NULL, outcome_pending = 1,
+    error_message = 'worker lost: ' || locked_by || ' ended while it ran the task'
+WHERE status = 'processing' AND locked_by = :worker
+  AND processing_started_utc IS NOT NULL AND acked_early = 1
+RETURNING id, CAST(queue AS BLOB), CAST(task_id AS BLOB), delivery_no;
+
 -- name: exhaust_leased_of
 -- Fails the started messages of a dead worker that have died too often.
 UPDATE task_queue SET
@@ -63,7 +77,7 @@ UPDATE task_queue SET
     deaths = deaths + (processing_started_utc IS NOT NULL),
     attempts = attempts - (processing_started_utc IS NULL),
     locked_by = NULL, lease_until_utc = NULL, reserved_at_utc = NULL,
-    processing_started_utc = NULL
+    processing_started_utc = NULL, acked_early = 0
 WHERE status = 'processing' AND locked_by = :worker
 RETURNING CAST(queue AS BLOB);
 
@@ -72,13 +86,25 @@ RETURNING CAST(queue AS BLOB);
 UPDATE task_queue SET
     status = 'queued', updated_at_utc = max(:now, run_after_utc), attempts = attempts - 1,
     locked_by = NULL, lease_until_utc = NULL, reserved_at_utc = NULL,
-    processing_started_utc = NULL
+    processing_started_utc = NULL, acked_early = 0
 WHERE status = 'processing' AND locked_by = :worker;
 
 -- name: any_nameless_lease
 -- Whether a row is processing without an owner.
 SELECT 1 FROM task_queue INDEXED BY ix_task_leased
 WHERE status = 'processing' AND locked_by IS NULL LIMIT 1;
+
+-- name: lose_unowned
+-- As lose_leased_of, for started messages without a known owner whose lease is over.
+UPDATE task_queue SET
+    status = 'failed', deaths = deaths + 1, finished_at_utc = :now, updated_at_utc = :now,
+    lease_until_utc = NULL, outcome_pending = 1,
+    error_message = 'worker lost: its lease ran out while it ran the task'
+WHERE status = 'processing' AND (lease_until_utc IS NULL OR lease_until_utc < :now)
+  AND (locked_by IS NULL OR locked_by NOT IN (SELECT worker_id FROM workers
+                                              WHERE lock_byte IS NOT NULL))
+  AND processing_started_utc IS NOT NULL AND acked_early = 1
+RETURNING id, CAST(queue AS BLOB), CAST(task_id AS BLOB), delivery_no;
 
 -- name: exhaust_unowned
 -- Fails started messages without a known owner whose lease is over and that died too often.
@@ -100,7 +126,7 @@ UPDATE task_queue SET
     deaths = deaths + (processing_started_utc IS NOT NULL),
     attempts = attempts - (processing_started_utc IS NULL AND attempts > 0),
     locked_by = NULL, lease_until_utc = NULL, reserved_at_utc = NULL,
-    processing_started_utc = NULL
+    processing_started_utc = NULL, acked_early = 0
 WHERE status = 'processing' AND (lease_until_utc IS NULL OR lease_until_utc < :now)
   AND (locked_by IS NULL OR locked_by NOT IN (SELECT worker_id FROM workers
                                               WHERE lock_byte IS NOT NULL))

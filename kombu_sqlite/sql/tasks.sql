@@ -46,9 +46,15 @@ UPDATE task_queue SET
     status = 'queued', updated_at_utc = :now, run_after_utc = min(run_after_utc, :now),
     finished_at_utc = NULL, error_message = NULL, deaths = 0, outcome_pending = 0,
     locked_by = NULL, lease_until_utc = NULL, reserved_at_utc = NULL,
-    processing_started_utc = NULL, expires_at_utc = NULL
+    processing_started_utc = NULL, expires_at_utc = NULL, cancel_requested = 0, acked_early = 0,
+    follows = NULL
 WHERE id = :id AND status IN ('failed', 'cancelled')
 RETURNING queue;
+
+-- name: get_ended
+-- What putting a row back has to know of it.
+SELECT status, type, payload, CAST(task_id AS BLOB), CAST(headers AS BLOB), idempotency_key
+FROM task_queue WHERE id = :id;
 
 -- name: count_by_status
 -- Tasks by status, of all or one queue or type; what others invented is one status (its text may
@@ -98,7 +104,3 @@ SELECT CAST(min(created_at_utc) AS BLOB) FROM (
 -- name: list_workers
 -- All workers.
 SELECT * FROM workers ORDER BY worker_id;
-
--- name: list_logs
--- The story of one row.
-SELECT * FROM task_logs WHERE task_id = :task_id ORDER BY log_id;

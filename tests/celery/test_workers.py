@@ -78,7 +78,7 @@ def test_a_rejected_task_comes_again_or_ends_as_failed(lab: Any) -> None:
     lab.wait(lambda: lab.database.stats().failed_tasks == 1)
     assert lab.lines() == ["redelivered False", "redelivered True"]
     row = lab.database.get(1)
-    assert (row.attempts, row.error_message) == (2, "rejected")
+    assert (row.attempts, row.error_message) == (2, "rejected: no")
 
 
 def test_a_lost_pool_process_costs_one_more_run(lab: Any) -> None:

@@ -119,6 +119,7 @@ IN_A_URL = {
     "capabilities": ("%7B%22region%22%3A%20%22eu%22%7D", {"region": "eu"}),
     "immediate_ack": ("yes", True),
     "retention": ("0", 0.0),
+    "task_log": ("warning", "warning"),
     "synchronous": ("full", "FULL"),
     "file_mode": ("0660", 0o660),
     "cache_size": ("-4000", -4000),

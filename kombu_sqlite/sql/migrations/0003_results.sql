@@ -29,24 +29,34 @@ CREATE TABLE group_results (
     group_id TEXT PRIMARY KEY,
     meta NOT NULL,
     expires_at_utc DATETIME
-) WITHOUT ROWID;
+);
+-- Serves delete_expired_groups.
+CREATE INDEX ix_groups_expiring ON group_results (expires_at_utc)
+    WHERE expires_at_utc IS NOT NULL;
 
--- Chords that wait for their header: the last part to return publishes the body.
+-- Chords that wait for their header. The last part to return marks them due; whoever then deletes
+-- the mark publishes the body, in the same transaction.
 CREATE TABLE chords (
     group_id TEXT PRIMARY KEY,
-    size INTEGER,                              -- NULL until the header is published
-    added INTEGER NOT NULL DEFAULT 0,          -- header tasks replaced by several
+    size INTEGER,                              -- NULL until the last header task is published
+    added INTEGER NOT NULL DEFAULT 0,          -- parts added by running header tasks
     returned INTEGER NOT NULL DEFAULT 0,
-    fired INTEGER NOT NULL DEFAULT 0,
+    state TEXT NOT NULL DEFAULT 'waiting',     -- waiting, due or done
+    due_at_utc DATETIME,
     header,                                    -- the result's structure, where it is nested
+    body,                                      -- the signature to publish
     expires_at_utc DATETIME
-) WITHOUT ROWID;
+);
+-- Serves list_due_chords.
+CREATE INDEX ix_chords_due ON chords (due_at_utc) WHERE state = 'due';
+-- Serves delete_expired_chords.
+CREATE INDEX ix_chords_expiring ON chords (expires_at_utc) WHERE expires_at_utc IS NOT NULL;
 CREATE TABLE chord_parts (
     group_id TEXT NOT NULL,
     task_id TEXT NOT NULL,                     -- a part delivered twice counts once
-    position INTEGER,
+    position INTEGER NOT NULL,                 -- in the header; -1 where there is none
     part NOT NULL,
-    PRIMARY KEY (group_id, task_id)
+    PRIMARY KEY (group_id, position, task_id)
 ) WITHOUT ROWID;
 
 -- Who published a key first. The row's own column serves programs that insert by plain SQL.

@@ -1,0 +1,168 @@
+"""Chords counted in the file: the last part to return publishes the body, once.
+
+No task polls for it. A part is stored with its task's result; a worker that dies between the last
+part and the body leaves a mark, which another one finds (see ``kombu_sqlite.chords``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from celery import states
+from celery._state import get_current_task
+from celery.canvas import maybe_signature
+from celery.exceptions import ChordError, TaskRevokedError
+from celery.result import GroupResult, allow_join_result, result_from_tuple
+from celery.utils.log import get_logger
+from kombu.utils.uuid import uuid
+
+from kombu_sqlite import Store
+
+__all__ = ("ChordMixin", "Part")
+
+logger = get_logger(__name__)
+
+
+class Part(NamedTuple):
+    """A header task's result on its way into a chord, encoded."""
+
+    group_id: str
+    task_id: str
+    position: int | None
+    part: str | bytes
+    body: str | bytes
+
+
+class ChordMixin:
+    """The part of the backend that counts chords."""
+
+    app: Any
+    expires: Any
+    encode: Callable[[Any], Any]
+    decode: Callable[[Any], Any]
+    encode_result: Callable[[Any, str], Any]
+    exception_to_python: Callable[[Any], Any]
+    chord_error_from_stack: Callable[..., Any]
+    _seconds: Callable[[Any], float | None]
+
+    @property
+    def store(self) -> Store:
+        """The file; the backend knows it."""
+        raise NotImplementedError
+
+    def ensure_chords_allowed(self) -> None:
+        """Allow them."""
+
+    @property
+    def _chord_expires_s(self) -> float | None:
+        chosen = self.app.conf.get("result_chord_expires")
+        return self._seconds(self.expires if chosen is None else chosen)
+
+    def apply_chord(self, header_result_args: Any, body: Any, **kwargs: Any) -> None:
+        """Begin to count a chord; called before its header is published."""
+        group_id, results = header_result_args[0], header_result_args[1]
+        header = None
+        if isinstance(results, (list, tuple)) and any(
+            isinstance(result, GroupResult) for result in results
+        ):
+            result = self.app.GroupResult(*header_result_args)
+            header = self.encode({"result": result.as_tuple()})
+        self.store.chords.begin(group_id, header, self._chord_expires_s)
+
+    def set_chord_size(self, group_id: str, chord_size: int) -> None:
+        """Record how many parts the body waits for."""
+        if self.store.chords.set_size(group_id, chord_size, self._chord_expires_s):
+            self.finish_chord(group_id)
+
+    def add_to_chord(self, chord_id: str, result: Any) -> None:
+        """Let the body wait for one task more."""
+        self.store.chords.add_part(chord_id, self._chord_expires_s)
+
+    # -- parts ---------------------------------------------------------------------------------
+
+    def prepare_part(self, request: Any, state: str, result: Any) -> Part | None:
+        """Return a task's part of its chord, encoded; None when it is in none."""
+        if request is None or not request.chord:
+            return None
+        group_id, task_id = request.group, request.id
+        if not group_id or not task_id:
+            return None
+        encoded = self.encode([task_id, state, self.encode_result(result, state)])
+        return Part(group_id, task_id, request.group_index, encoded, self.encode(request.chord))
+
+    def return_part(self, part: Part | None) -> None:
+        """Count a part; the last one has the body published after the transaction's commit."""
+        if part is None:
+            return
+        with self.store.database.transaction() as handle:
+            if self.store.chords.return_part(*part, self._chord_expires_s):
+                handle.after_commit.append(lambda: self.finish_chord(part.group_id))
+
+    def on_chord_part_return(self, request: Any, state: str, result: Any, **kwargs: Any) -> None:
+        """Count the part of a task whose row is not this backend's to end."""
+        self.return_part(self.prepare_part(request, state, result))
+
+    # -- the body ------------------------------------------------------------------------------
+
+    def finish_chord(self, group_id: str) -> None:
+        """Publish the body of a chord whose parts are all there, or fail it; once."""
+        chord = self.store.chords.get(group_id)
+        if chord is None or chord.state != "due":
+            return
+        callback = maybe_signature(self.decode(chord.body), app=self.app)
+        try:
+            results = self._results_of(group_id, chord.header)
+        except ChordError as exc:
+            self._fail_chord(group_id, callback, exc)
+            return
+        except Exception as exc:
+            logger.exception("Chord %s could not be joined", group_id)
+            self._fail_chord(group_id, callback, ChordError(f"Join error: {exc!r}"))
+            return
+        try:
+            with self.store.chords.finishing(group_id) as mine:
+                if mine:
+                    callback.delay(results)
+        except Exception as exc:
+            logger.exception("The body of chord %s could not be published", group_id)
+            self._fail_chord(group_id, callback, ChordError(f"Callback error: {exc!r}"))
+
+    def _results_of(self, group_id: str, header: Any) -> list[Any]:
+        if header is not None:
+            result = result_from_tuple(self.decode(header)["result"], self.app)
+            result.on_ready()
+            timeout = self.app.conf.result_chord_join_timeout
+            with allow_join_result():
+                joined: list[Any] = result.join_native(timeout=timeout, propagate=True)
+            return joined
+        return [self._value_of(part) for part in self.store.chords.parts(group_id)]
+
+    def _value_of(self, part: Any) -> Any:
+        task_id, state, value = self.decode(part)
+        if state in states.EXCEPTION_STATES:
+            value = self.exception_to_python(value)
+        if state in states.PROPAGATE_STATES:
+            error = ChordError(f"Dependency {task_id} raised {value!r}")
+            error.__cause__ = value if isinstance(value, Exception) else None
+            raise error
+        return value
+
+    def _fail_chord(self, group_id: str, callback: Any, error: ChordError) -> None:
+        """Fail the body; done before the mark is taken, so that a crash in between repeats it."""
+        if callback.id is None and "task_id" not in callback.options:
+            callback.options["task_id"] = uuid()
+        self.chord_error_from_stack(callback, error)
+        with self.store.chords.finishing(group_id):
+            pass
+
+    def current_task_children(self, request: Any = None) -> list[Any] | None:
+        """Return the tasks that a task has published, for its result's ``children``."""
+        request = request or getattr(get_current_task(), "request", None)
+        if request:
+            return [result.as_tuple() for result in getattr(request, "children", None) or ()]
+        return None
+
+    def revoked_error(self, reason: str) -> TaskRevokedError:
+        """Return what a revoked task's caller gets."""
+        return TaskRevokedError(reason)

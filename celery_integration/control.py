@@ -1,0 +1,228 @@
+"""Cancels tasks and puts them back, by task id or row id; needs no worker, survives restarts."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+from celery.utils.functional import maybe_list
+from celery.utils.imports import symbol_by_name
+from celery.worker import state
+
+from kombu_sqlite import CancelledRow, Store, Task, Transport, open_store
+
+from .owed import pay
+
+__all__ = ("CancelOutcome", "DurableControl", "cancel", "cancel_many", "combine_control", "retry")
+
+_CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True)
+class CancelOutcome:
+    """What a cancel found.
+
+    ``status`` is ``cancelled`` (it will not start, or has been cancelled before), ``running`` (it
+    has begun: it ends, or is terminated where that was asked for, and will not run again), the
+    state an ended row has, or ``unknown`` (no row; a task id stays revoked for some hours).
+    """
+
+    row_id: int | None
+    task_id: str | None
+    status: str
+    message: str
+
+
+_stores: weakref.WeakKeyDictionary[Any, tuple[int, Store]] = weakref.WeakKeyDictionary()
+
+
+def store_of(app: Any) -> Store:
+    """Return the file that an app's broker is, kept open for this process.
+
+    Raises:
+        ValueError: it is another broker.
+    """
+    with app.connection_for_write() as connection:
+        if not issubclass(connection.get_transport_cls(), Transport):
+            raise ValueError(
+                f"The app's broker is {connection.as_uri()}, not a queue file (sqlite:///…)."
+            )
+        options = connection.transport.options()
+    pid, store = _stores.get(app, (-1, None))
+    if store is None or store.retired or pid != os.getpid() or store.options != options:
+        store = open_store(options)
+        _stores[app] = (os.getpid(), store)
+    return store
+
+
+def cancel(
+    app: Any,
+    id: int | str,
+    *,
+    terminate: bool = False,
+    signal: str = "SIGTERM",
+    reason: str = _CANCELLED,
+) -> CancelOutcome:
+    """Cancel a task: what has not started never starts, and its result says REVOKED at once.
+
+    Arguments:
+        id: a row id, or Celery's task id, whose live rows are all cancelled.
+        terminate: also end the process that executes it (prefork; a greenlet under gevent).
+        signal: by which signal.
+        reason: what the caller of ``get()`` is told.
+
+    Raises:
+        ValueError: the app's broker is no queue file.
+        QueueBusyError: the file stayed locked; nothing was changed.
+    """
+    store = store_of(app)
+    if isinstance(id, int):
+        rows = store.canceller.cancel([id], reason)
+    else:
+        rows = store.canceller.cancel_tasks([id], reason, state.REVOKE_EXPIRES)
+    _follow_up(app, store, rows, terminate, signal)
+    if not rows:
+        return CancelOutcome(None, str(id), "unknown", f"There is no row of task {id}.")
+    return _outcome(rows[0], terminate)
+
+
+def cancel_many(
+    app: Any,
+    *,
+    queue: str | None = None,
+    type: str | None = None,
+    older_than_s: float | None = None,
+    terminate: bool = False,
+    signal: str = "SIGTERM",
+    reason: str = _CANCELLED,
+) -> list[CancelOutcome]:
+    """Cancel all live tasks that match every filter given; see :func:`cancel`.
+
+    Arguments:
+        older_than_s: only those published at least so many seconds ago.
+    """
+    store = store_of(app)
+    before = None
+    if older_than_s is not None:
+        moment = datetime.now(timezone.utc) - timedelta(seconds=older_than_s)
+        before = f"{moment:%Y-%m-%d %H:%M:%S}.{moment.microsecond // 1000:03d}"
+    rows = store.canceller.cancel(store.canceller.matching(queue, type, before), reason)
+    _follow_up(app, store, rows, terminate, signal)
+    return [_outcome(row, terminate) for row in rows]
+
+
+def retry(app: Any, id: int | str) -> Task | None:
+    """Put a failed or cancelled task back into its queue; its result is pending again.
+
+    Arguments:
+        id: a row id, or Celery's task id, whose newest row is meant.
+
+    Returns:
+        The row; None when there is none.
+
+    Raises:
+        ValueError: it is neither failed nor cancelled, or the app's broker is no queue file.
+        IdempotencyConflict: its idempotency key belongs to another task by now.
+    """
+    store = store_of(app)
+    found = store.find(id)
+    if found is None or found.id is None:
+        return None
+    if not store.put_back(found.id):
+        raise ValueError(
+            f"Row {found.id} is {found.status}; only failed and cancelled tasks can be put back."
+        )
+    return store.find(found.id)
+
+
+def _outcome(row: CancelledRow, terminate: bool) -> CancelOutcome:
+    if row.status == "running":
+        message = f"Row {row.row_id} is running; " + (
+            "its worker was told to terminate it." if terminate else "it will not run again."
+        )
+    elif row.status == _CANCELLED:
+        message = f"Row {row.row_id} is cancelled."
+    else:
+        message = f"Row {row.row_id} is already {row.status}, cannot cancel."
+    return CancelOutcome(row.row_id, row.task_id, row.status, message)
+
+
+def _follow_up(
+    app: Any, store: Store, rows: Iterable[CancelledRow], terminate: bool, signal: str
+) -> None:
+    """Store what the cancelled ones owe; have the running ones terminated."""
+    running = []
+    for row in rows:
+        if row.status == _CANCELLED:
+            pay(app, store, row.row_id)
+        elif row.status == "running" and row.task_id is not None:
+            running.append(row.task_id)
+    if terminate and running:
+        app.control.broadcast(
+            "revoke",
+            arguments={"task_id": running, "terminate": True, "signal": signal},
+        )
+
+
+class DurableControl:
+    """Mixed into an app's ``Control``: revokes reach the rows, whether a worker runs or not."""
+
+    app: Any
+
+    def revoke(
+        self,
+        task_id: Any,
+        destination: Any = None,
+        terminate: bool = False,
+        signal: str = "SIGTERM",
+        **kwargs: Any,
+    ) -> Any:
+        """Revoke tasks for good, then tell the workers."""
+        revoke_tasks(self.app, maybe_list(task_id) or [])
+        return super().revoke(  # type: ignore[misc]
+            task_id, destination=destination, terminate=terminate, signal=signal, **kwargs
+        )
+
+    def revoke_by_stamped_headers(
+        self,
+        headers: Mapping[str, Any],
+        destination: Any = None,
+        terminate: bool = False,
+        signal: str = "SIGTERM",
+        **kwargs: Any,
+    ) -> Any:
+        """Revoke the tasks that carry a stamp, those still to come included."""
+        revoke_stamps(self.app, headers)
+        return super().revoke_by_stamped_headers(  # type: ignore[misc]
+            headers, destination=destination, terminate=terminate, signal=signal, **kwargs
+        )
+
+
+def revoke_tasks(app: Any, task_ids: Iterable[str]) -> None:
+    """Cancel all live rows of task ids, and ids without a row beforehand."""
+    store = store_of(app)
+    rows = store.canceller.cancel_tasks(map(str, task_ids), "revoked", state.REVOKE_EXPIRES)
+    _follow_up(app, store, rows, False, "")
+
+
+def revoke_stamps(app: Any, headers: Mapping[str, Any]) -> None:
+    """Cancel all live rows that carry one of the stamps, and those still to come."""
+    store = store_of(app)
+    stamps = {
+        header: [str(value) for value in maybe_list(values) or []]
+        for header, values in headers.items()
+    }
+    rows = store.canceller.cancel_stamped(stamps, "revoked", state.REVOKE_EXPIRES)
+    _follow_up(app, store, rows, False, "")
+
+
+def combine_control(control: Any) -> type:
+    """Return the app's control class (a class or its name) with ours mixed in, once."""
+    base: type = symbol_by_name(control)
+    if issubclass(base, DurableControl):
+        return base
+    return type(base.__name__, (DurableControl, base), {"__module__": base.__module__})

@@ -1,0 +1,216 @@
+"""Stores the results that the broker's own ends owe, so that no caller waits for ever.
+
+A row that expired, was cancelled, lost its worker or died too often carries a mark. Any worker of
+the application stores its result with Celery's own methods, which tell its chord, its chain and
+its errbacks. Duplicates of a task end here as well, with the first one's result.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+from celery import current_app, states
+from celery.app.task import Context, Task
+from celery.app.trace import build_tracer
+from celery.exceptions import WorkerLostError
+from celery.utils.log import get_logger
+from kombu.serialization import loads, prepare_accept_content
+
+from kombu_sqlite import QueueBusyError, QueueDatabaseError, Store, decode
+
+from .backend import SQLiteBackend
+
+__all__ = ("Payer", "pay")
+
+logger = get_logger(__name__)
+
+_INTERVAL_S = 0.25
+_BATCH = 100
+
+#: A chord complete for so long has lost its finisher.
+_CHORD_LATE_S = 5.0
+_CHORDS_INTERVAL_S = 2.0
+
+
+class Payer(threading.Thread):
+    """A thread of a worker that pays what is owed; several workers share the work.
+
+    Arguments:
+        app: the application.
+        store: the broker's file.
+        tell: sends an event to monitors.
+    """
+
+    def __init__(self, app: Any, store: Store, tell: Callable[..., None] | None = None) -> None:
+        super().__init__(name="kombu-sqlite-owed", daemon=True)
+        self._app = app
+        self._store = store
+        self._tell = tell
+        self._stopped = threading.Event()
+        self._chords_at = 0.0
+
+    def run(self) -> None:
+        """Pay until stopped."""
+        while not self._stopped.wait(_INTERVAL_S):
+            self._guarded(self.end_followers)
+            self._guarded(self.pay_all)
+            if time.monotonic() >= self._chords_at:
+                self._chords_at = time.monotonic() + _CHORDS_INTERVAL_S
+                self._guarded(self.finish_chords)
+
+    def stop(self) -> None:
+        """Stop, and wait for what is being written."""
+        self._stopped.set()
+        if self.is_alive():
+            self.join(5.0)
+
+    def _guarded(self, duty: Callable[[], None]) -> None:
+        """Do one duty; one that fails is logged and comes again."""
+        try:
+            duty()
+        except QueueBusyError:
+            pass  # the file is locked for long; next turn
+        except QueueDatabaseError as exc:
+            logger.warning("Results that are owed wait for the file: %s", exc)
+        except Exception:
+            logger.exception("A result that is owed could not be stored; it is tried again")
+
+    def pay_all(self) -> None:
+        """Store the result of every marked row of this application's tasks."""
+        after = 0
+        while not self._stopped.is_set():
+            found = self._store.owed.find(after, _BATCH)
+            for row_id in found:
+                pay(self._app, self._store, row_id, self._tell)
+            if len(found) < _BATCH:
+                return
+            after = found[-1]
+
+    def finish_chords(self) -> None:
+        """Publish the bodies of chords whose last part's worker has died before it could."""
+        backend = self._app.backend
+        if isinstance(backend, SQLiteBackend):
+            for group_id in backend.store.chords.list_due(_CHORD_LATE_S):
+                backend.finish_chord(group_id)
+
+    def end_followers(self) -> None:
+        """End the duplicates whose first task has ended; their results are then owed."""
+        while self._store.owed.end_followers(_BATCH) == _BATCH and not self._stopped.is_set():
+            pass
+
+
+def pay(app: Any, store: Store, row_id: int, tell: Callable[..., None] | None = None) -> bool:
+    """Store the result that one row owes; return whether this call did.
+
+    One transaction with the row's mark where results are in the same file; with another backend
+    the result comes first, so that a crash in between stores it once more.
+
+    Arguments:
+        tell: sends an event to monitors.
+    """
+    owed = store.owed.get(row_id)
+    if owed is None:
+        return False
+    request = _request_of(owed.delivery) if owed.delivery.task_id is not None else None
+    if request is None:
+        with store.owed.paying(row_id) as mine:
+            return mine  # nobody knows its id, so nobody waits
+    if request.task not in app.tasks:
+        return False  # another application's
+    backend = app.backend
+    same_file = isinstance(backend, SQLiteBackend) and backend.store.database is store.database
+    with store.owed.paying(row_id) if same_file else nullcontext(True) as mine:
+        if mine:
+            _store_end(app, request, owed)
+    if not same_file:
+        with store.owed.paying(row_id) as mine:
+            pass
+    if mine and owed.status == "failed" and owed.follows is None and request.errbacks:
+        backend._call_task_errbacks(request, WorkerLostError(owed.reason), None)
+    if mine and tell is not None and owed.status == "cancelled":
+        tell(
+            "task-revoked",
+            uuid=request.id,
+            terminated=False,
+            signum=None,
+            expired=owed.reason == "expired",
+        )
+    return mine
+
+
+def _store_end(app: Any, request: Any, owed: Any) -> None:
+    task, backend = app.tasks[request.task], app.backend
+    ignored = request.ignore_result if request.ignore_result is not None else task.ignore_result
+    stored = not ignored or task.store_errors_even_if_ignored
+    if owed.status == "cancelled":
+        backend.mark_as_revoked(request.id, owed.reason, request=request, store_result=stored)
+    elif owed.follows is not None:
+        meta = {} if owed.first_task_id is None else backend.get_task_meta(owed.first_task_id)
+        _trace_as(app, request, _outcome(meta, owed))
+    else:
+        backend.mark_as_failure(
+            request.id,
+            WorkerLostError(owed.reason),
+            request=request,
+            store_result=stored,
+            call_errbacks=False,
+        )
+
+
+def _request_of(delivery: Any) -> Any:
+    """Return a row's message as the request Celery would have made of it; None if it is none."""
+    try:
+        content = decode(delivery, False)
+        args, kwargs, embed = loads(  # type: ignore[no-untyped-call]
+            content.body,
+            content.content_type,
+            content.content_encoding,
+            accept=prepare_accept_content(  # type: ignore[no-untyped-call]
+                current_app.conf.accept_content
+            ),
+        )
+    except Exception as exc:  # noqa: BLE001 - any row another program wrote may come here
+        logger.warning("Row %s owes a result but is no task: %s", delivery.tag.row_id, exc)
+        return None
+    info = content.properties.get("delivery_info") or {}
+    return Context(
+        {
+            **content.headers,
+            **(embed or {}),
+            "args": args,
+            "kwargs": kwargs,
+            "delivery_info": {**info, "priority": content.properties.get("priority")},
+            "properties": content.properties,
+            "reply_to": content.properties.get("reply_to"),
+            "correlation_id": content.properties.get("correlation_id"),
+        }
+    )
+
+
+def _outcome(meta: dict[str, Any], owed: Any) -> Callable[..., Any]:
+    """Return a function that ends as the first task of an idempotency key has."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        if meta.get("status") in states.EXCEPTION_STATES:
+            raise meta["result"]
+        if owed.status != "completed":
+            raise WorkerLostError(owed.reason)
+        return meta.get("result")
+
+    return run
+
+
+def _trace_as(app: Any, request: Any, run: Callable[..., Any]) -> None:
+    """Let Celery end a task that is not executed: its tracer runs ``run`` in the task's stead."""
+    original = app.tasks[request.task]
+    attributes = {"name": request.task, "run": staticmethod(run)}
+    for name in ("ignore_result", "store_errors_even_if_ignored", "serializer"):
+        attributes[name] = getattr(original, name)
+    stand_in = type("StandIn", (Task,), attributes)()
+    stand_in.bind(app)
+    tracer = build_tracer(request.task, stand_in, app=app)
+    tracer(request.id, request.args, request.kwargs, dict(request.__dict__))

@@ -1,0 +1,113 @@
+"""Idempotency keys: of several publishes with one key, one becomes a task.
+
+A look and an insert stand in one IMMEDIATE transaction, so of concurrent publishers one is first
+and the others see its row.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NamedTuple
+
+from .clock import after_text
+from .errors import IdempotencyConflict
+from .handles import Handle
+from .log import logger
+from .models import Envelope, IdempotencyKey
+from .sql import statement
+
+__all__ = ("SCOPES", "Holder", "find_holder", "reclaim_key", "take_key")
+
+#: How long a key holds, beside a number of seconds.
+SCOPES = ("row", "end")
+
+
+class Holder(NamedTuple):
+    """The row that a key belongs to."""
+
+    row_id: int
+    task_id: str | None
+
+
+def find_holder(handle: Handle, key: str, type: str, payload: Any, now: str) -> Holder | None:
+    """Return who holds ``key`` now; None when it is free, and then no row has it any more.
+
+    Atomic with ``handle``'s transaction.
+
+    Arguments:
+        payload: of the new message; a warning tells where its arguments differ. None tells nothing.
+
+    Raises:
+        IdempotencyConflict: it belongs to a task of another name.
+    """
+    row = handle.one(statement("get_key_holder"), {"key": key})
+    if row is None:
+        return None
+    row_id, holder_type, task_id, status, holder_payload, scope, expires_at = row
+    ended = status not in ("queued", "processing")
+    if (scope == "end" and ended) or (expires_at is not None and expires_at <= now):
+        handle.run(statement("free_row_key"), {"id": row_id})
+        return None
+    if holder_type != type:
+        raise IdempotencyConflict(
+            f"Idempotency key {key!r} belongs to task {holder_type!r} (row {row_id}, task id "
+            f"{task_id}), not to {type!r}; use another key."
+        )
+    if payload is not None and _arguments(holder_payload) != _arguments(payload):
+        logger.warning(
+            "Idempotency key %r of task %s was published again with other arguments; the first "
+            "ones count: row=%s task_id=%s",
+            key,
+            type,
+            row_id,
+            task_id,
+        )
+    return Holder(row_id, task_id)
+
+
+def _arguments(payload: Any) -> Any:
+    """Return what of a payload counts as arguments; a protocol 2 body also holds callbacks."""
+    try:
+        found = json.loads(payload)
+    except (TypeError, ValueError):
+        return payload
+    return found[:2] if isinstance(found, list) else found
+
+
+def take_key(handle: Handle, key: IdempotencyKey, envelope: Envelope, row_id: int) -> None:
+    """Give a free key to the row just inserted."""
+    handle.run(statement("set_row_key"), {"id": row_id, "key": key.text})
+    seconds = None if key.scope in SCOPES else float(key.scope)
+    handle.run(
+        statement("upsert_key"),
+        {
+            "key": key.text,
+            "type": envelope.type,
+            "id": row_id,
+            "task_id": envelope.task_id,
+            "scope": "seconds" if seconds is not None else key.scope,
+            "expires_at": None if seconds is None else after_text(seconds),
+        },
+    )
+
+
+def reclaim_key(handle: Handle, row_id: int, type: str, headers: bytes | None, now: str) -> None:
+    """Give a row that is put back the key of its message again, if it has lost it.
+
+    Raises:
+        IdempotencyConflict: the key belongs to another row by now.
+    """
+    try:
+        key = json.loads(headers or b"{}").get("idempotency_key")
+    except (ValueError, AttributeError):
+        return
+    if not isinstance(key, str):
+        return
+    holder = find_holder(handle, key, type, None, now)
+    if holder is None:
+        handle.run(statement("set_row_key"), {"id": row_id, "key": key})
+    elif holder.row_id != row_id:
+        raise IdempotencyConflict(
+            f"Idempotency key {key!r} of row {row_id} belongs to row {holder.row_id} (task id "
+            f"{holder.task_id}) by now; end that one first."
+        )

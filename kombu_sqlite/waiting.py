@@ -1,0 +1,192 @@
+"""Waits for results: one watcher a process, woken by a bell, and one event a waiter.
+
+Nothing polls. Whoever stores the result of a task that somebody waits for rings that process,
+once, after the commit; a note that got lost is made up for by a look now and then.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import threading
+import time
+from collections.abc import Callable, Iterable
+
+from .bells import FIRST_WAITER_BELL, Bell, BellBoard
+from .errors import QueueDatabaseError
+from .log import logger
+from .results import Payload, Results
+from .sessions import LockFile
+
+__all__ = ("ResultWatcher", "Waiter")
+
+#: How often a watcher looks by itself: the net under the bell.
+_NET_S = 0.25
+
+#: Up to so many awaited results each is looked up; beyond, what was stored since is gone through.
+_LOOK_UP_AT_MOST = 64
+_IDLE_S = 5.0
+
+#: Bytes of the sessions file that stand for waiters' bells.
+_FIRST_BYTE = 1 << 20
+_WAITER_BELLS = 16384 - FIRST_WAITER_BELL
+
+
+class Waiter:
+    """One awaited result.
+
+    ``found`` is called once, by the watcher or by whoever adds it, with state and payload.
+    """
+
+    __slots__ = ("found", "place", "task_id")
+
+    def __init__(self, task_id: str, found: Callable[[str, Payload], None]) -> None:
+        self.task_id = task_id
+        self.found = found
+        self.place = -1
+
+
+class ResultWatcher:
+    """Watches one file for the results this process waits for; a forked child makes its own.
+
+    Under gevent and eventlet its thread is a greenlet, and it waits as they do.
+
+    Arguments:
+        results: where they are stored.
+        is_ready: whether a state is final.
+    """
+
+    def __init__(
+        self,
+        results: Results,
+        board: BellBoard,
+        locks: LockFile,
+        file_mode: int,
+        is_ready: Callable[[str], bool],
+    ) -> None:
+        self._results = results
+        self._board = board
+        self._locks = locks
+        self._file_mode = file_mode
+        self._is_ready = is_ready
+        self._lock = threading.Lock()
+        self._waiting: dict[str, list[Waiter]] = {}
+        self._places: dict[int, int] = {}  # place -> waiters of this process noted there
+        self._bell: Bell | None = None
+        self._thread: threading.Thread | None = None
+        self._seen: int | None = None  # the last result gone through, while many are awaited
+
+    # -- asking --------------------------------------------------------------------------------
+
+    def add(self, waiters: Iterable[Waiter]) -> None:
+        """Begin to wait; results that are there already are found at once, in this thread."""
+        added = list(waiters)
+        with self._lock:
+            self._start()
+            assert self._bell is not None
+            for waiter in added:
+                waiter.place = self._board.wait_for(waiter.task_id, self._bell.number)
+                self._places[waiter.place] = self._places.get(waiter.place, 0) + 1
+                self._waiting.setdefault(waiter.task_id, []).append(waiter)
+        self._look_up({waiter.task_id for waiter in added})
+
+    def discard(self, waiter: Waiter) -> None:
+        """Wait no more."""
+        with self._lock:
+            self._forget(waiter)
+
+    def _forget(self, waiter: Waiter) -> bool:
+        listed = self._waiting.get(waiter.task_id)
+        if listed is None or waiter not in listed:
+            return False
+        listed.remove(waiter)
+        if not listed:
+            del self._waiting[waiter.task_id]
+        left = self._places[waiter.place] - 1
+        if left:
+            self._places[waiter.place] = left
+        else:
+            del self._places[waiter.place]
+            if self._bell is not None:
+                self._board.wait_no_more(waiter.place, self._bell.number)
+        return True
+
+    # -- the watcher ---------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        if self._thread is None:
+            self._bell = self._own_bell()
+            self._thread = threading.Thread(
+                target=self._run, args=(self._bell,), name="kombu-sqlite-results", daemon=True
+            )
+            self._thread.start()
+
+    def _own_bell(self) -> Bell:
+        """Return a bell that no other process uses; the kernel frees its byte at our death."""
+        start = os.getpid() % _WAITER_BELLS
+        for step in range(_WAITER_BELLS):
+            place = (start + step) % _WAITER_BELLS
+            if self._locks.try_hold(_FIRST_BYTE + place):
+                return Bell(self._board, FIRST_WAITER_BELL + place, self._file_mode)
+        raise QueueDatabaseError("Too many processes wait for results of one file; let some end.")
+
+    def _run(self, bell: Bell) -> None:
+        idle_since = None
+        try:
+            while True:
+                bell.sleep()
+                try:
+                    self._look()
+                except QueueDatabaseError as exc:
+                    logger.warning("Results could not be read yet: %s", exc)
+                with self._lock:
+                    if self._waiting:
+                        idle_since = None
+                    elif idle_since is None:
+                        idle_since = time.monotonic()
+                    elif time.monotonic() - idle_since >= _IDLE_S:
+                        self._thread = None
+                        return
+                if _wait_readable(bell.fileno(), _NET_S if idle_since is None else _IDLE_S):
+                    bell.clear()
+        finally:
+            bell.close()
+            self._locks.release(_FIRST_BYTE + bell.number - FIRST_WAITER_BELL)
+
+    def _look(self) -> None:
+        with self._lock:
+            wanted = set(self._waiting)
+        if len(wanted) <= _LOOK_UP_AT_MOST:
+            self._seen = None
+        elif self._seen is None:
+            self._seen = self._results.last_seq()  # before the look, which is for all this once
+        else:
+            stored = self._results.since(self._seen)
+            if stored:
+                self._seen = stored[-1][0]
+            wanted &= {task_id for _, task_id, status in stored if self._is_ready(status)}
+        self._look_up(wanted)
+
+    def _look_up(self, task_ids: set[str]) -> None:
+        for task_id, status, payload in self._results.get_many(task_ids):
+            if self._is_ready(status):
+                self._hand_over(task_id, status, payload)
+
+    def _hand_over(self, task_id: str, status: str, payload: Payload) -> None:
+        with self._lock:
+            mine = [w for w in list(self._waiting.get(task_id, ())) if self._forget(w)]
+        for waiter in mine:
+            try:
+                waiter.found(status, payload)
+            except Exception:  # noqa: BLE001 - a caller's callback; the others must be told too
+                logger.exception("What waited for the result of %s failed.", task_id)
+
+
+def _wait_readable(descriptor: int, timeout_s: float) -> bool:
+    """Wait in whatever way ``select`` is patched to."""
+    make_poll = getattr(select, "poll", None)
+    if make_poll is None:
+        return bool(select.select([descriptor], [], [], timeout_s)[0])
+    poller = make_poll()
+    poller.register(descriptor, select.POLLIN)
+    return bool(poller.poll(int(timeout_s * 1000)))
