@@ -10,7 +10,7 @@ Rooms, from the ground up; each imports only from those above it:
   and ended.
 - ``sessions``, ``leases``, ``watcher``, ``housekeeping``, ``upkeep``: who is alive, and order in
   the file.
-- ``store``, ``rows``, ``queue``: the queue itself, for use without Kombu.
+- ``store``, ``depths``, ``rows``, ``queue``: the queue itself, for use without Kombu.
 - ``envelope``, ``message``, ``qos``, ``batch``, ``declarations``, ``consuming``, ``channel``,
   ``transport``: Kombu's side.
 
