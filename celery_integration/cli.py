@@ -8,10 +8,16 @@ from typing import Any
 
 import click
 from celery.bin.base import CeleryCommand, handle_preload_options
+from celery.signals import import_modules
 
 from kombu_sqlite import QueueDatabase, QueueDatabaseError, Transport
 
+from .flower import extend_flower
+
 __all__ = ("queue",)
+
+# Here, because Celery's command line loads this module in every process that can become Flower.
+import_modules.connect(extend_flower, dispatch_uid="kombu-sqlite-flower", weak=False)
 
 
 def _database(context: Any) -> QueueDatabase:

@@ -11,7 +11,7 @@ Rooms, from the ground up; each imports only from those above it:
 - ``results``, ``chords``, ``owed``: what a result backend keeps, and ends that owe it something.
 - ``sessions``, ``waiting``, ``leases``, ``watcher``, ``housekeeping``, ``upkeep``: who is alive,
   who waits, and order in the file.
-- ``rows``, ``store``, ``queue``: the queue itself, for use without Kombu.
+- ``rows``, ``store``, ``depths``, ``queue``: the queue itself, for use without Kombu.
 - ``envelope``, ``message``, ``qos``, ``batch``, ``declarations``, ``consuming``, ``channel``,
   ``transport``: Kombu's side.
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from .batch import PublishBatch
 from .bells import Bell
 from .consuming import ConsumingChannel
+from .depths import QueueDepth, read_depths
 from .envelope import encode
 from .errors import LeaseLost
 from .models import DeliveryTag, Envelope, Settlement
@@ -179,6 +180,12 @@ class Channel(ConsumingChannel):
         self._expecting = True
         if self._bell is not None:
             self._bell.ring_self()
+
+    # -- looking -------------------------------------------------------------------------------
+
+    def depths(self, names: Iterable[str]) -> list[QueueDepth]:
+        """Return what queues hold; see :func:`~kombu_sqlite.depths.read_depths`."""
+        return read_depths(self.store, names)
 
     # -- end -----------------------------------------------------------------------------------
 

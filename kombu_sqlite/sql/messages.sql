@@ -251,3 +251,13 @@ WHERE queue = :queue AND status = 'queued' AND run_after_utc <= updated_at_utc;
 -- name: count_queued
 -- How many messages wait in one queue.
 SELECT coalesce(sum(tasks), 0) FROM task_counts WHERE queue = :queue AND status = 'queued';
+
+-- name: count_by_queue
+-- How many messages wait in, and are held from, each queue that has any (its name may be
+-- unreadable).
+SELECT CAST(queue AS BLOB),
+       sum(CASE status WHEN 'queued' THEN tasks ELSE 0 END),
+       sum(CASE status WHEN 'processing' THEN tasks ELSE 0 END)
+FROM task_counts
+WHERE status IN ('queued', 'processing') AND tasks > 0
+GROUP BY queue ORDER BY queue;

@@ -45,6 +45,14 @@ SELECT count(*) FROM transient_messages
 WHERE queue = :queue AND locked_by IS NULL
   AND (expires_at_utc IS NULL OR expires_at_utc > :now);
 
+-- name: count_transient_by_holder
+-- How many messages of one transient queue wait, and how many a consumer holds.
+SELECT (SELECT count(*) FROM transient_messages
+         WHERE queue = :queue AND locked_by IS NULL
+           AND (expires_at_utc IS NULL OR expires_at_utc > :now)),
+       (SELECT count(*) FROM transient_messages
+         WHERE queue = :queue AND locked_by IS NOT NULL);
+
 -- name: purge_transient
 -- Deletes all messages of a transient queue that nobody holds.
 DELETE FROM transient_messages WHERE queue = :queue AND locked_by IS NULL;

@@ -1,0 +1,1 @@
+"""A shop that takes orders at once and confirms them in the background."""
