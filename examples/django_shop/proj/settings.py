@@ -26,3 +26,4 @@ DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 # SQLite inside APSW, and when one of two SQLite libraries in a process closes a file, POSIX drops
 # the locks that the other one holds on it: both could then write at once.
 CELERY_BROKER_URL = f"sqlite:///{DATA_DIR / 'queue.db'}"
+CELERY_RESULT_BACKEND = CELERY_BROKER_URL
