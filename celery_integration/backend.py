@@ -13,7 +13,6 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from celery import states
-from celery.app.task import Context
 from celery.backends.base import Backend
 from celery.result import result_from_tuple
 from celery.utils.log import get_logger
@@ -235,28 +234,6 @@ class SQLiteBackend(WaitingMixin, ChordMixin, Backend):
                     logger.warning("A result waits for the file: %s", exc)
                 tries += 1
                 time.sleep(_RETRY_AFTER_S)
-
-    def _fail_chain(
-        self,
-        chain: Any,
-        exc: BaseException,
-        traceback: Any = None,
-        store_result: bool = True,
-        state: str = states.FAILURE,
-    ) -> None:
-        """Propagate an end to the tasks chained after it."""
-        if hasattr(Backend, "_fail_chain"):
-            super()._fail_chain(chain, exc, traceback, store_result=store_result, state=state)
-            return
-        for element in chain or ():  # Celery 5.6 does this inside mark_as_failure
-            context = Context(element)
-            context.update(context.options)
-            context.id = context.options.get("task_id")
-            context.group = context.options.get("group_id")
-            if store_result and state in states.PROPAGATE_STATES and context.id is not None:
-                self.store_result(context.id, exc, state, traceback=traceback, request=context)
-            if "chord" in context.options:
-                self.on_chord_part_return(context, state, exc)
 
     # -- storing -------------------------------------------------------------------------------
 

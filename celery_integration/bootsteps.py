@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from celery import bootsteps
@@ -54,14 +55,17 @@ class Outcomes(bootsteps.StartStopStep):
         channel = c.task_consumer.channel
         if not isinstance(channel, Channel):
             return
-        dispatcher = c.event_dispatcher
-        tell = dispatcher.send if dispatcher is not None and dispatcher.enabled else None
+
+        def tell(kind: str, **fields: Any) -> None:
+            if c.event_dispatcher is not None and c.event_dispatcher.enabled:
+                c.event_dispatcher.send(kind, **fields)
+
         self._payer = Payer(c.app, channel.store, tell)
         self._payer.start()
         for step in c.blueprint.order:
             if isinstance(step, Control):
                 node = step.box.node
-                node.handlers = {**node.handlers, **_durable_handlers(c.app)}
+                node.handlers = {**node.handlers, **_durable_handlers(c.app, tell)}
 
     def stop(self, c: Any) -> None:
         """Stop the thread; it starts again with the next connection."""
@@ -72,7 +76,7 @@ class Outcomes(bootsteps.StartStopStep):
     shutdown = stop
 
 
-def _durable_handlers(app: Any) -> dict[str, Any]:
+def _durable_handlers(app: Any, tell: Callable[..., None]) -> dict[str, Any]:
     """Return remote control commands that revoke in the file before they do in memory.
 
     So a revoke sent by a process that knows nothing of this package lasts as well.
@@ -80,11 +84,12 @@ def _durable_handlers(app: Any) -> dict[str, Any]:
     revoke, by_stamps = Panel.data["revoke"], Panel.data["revoke_by_stamped_headers"]
 
     def durable_revoke(state: Any, task_id: Any, *args: Any, **kwargs: Any) -> Any:
-        revoke_tasks(app, task_id if isinstance(task_id, (list, tuple, set)) else [task_id])
+        ids = task_id if isinstance(task_id, (list, tuple, set)) else [task_id]
+        revoke_tasks(app, ids, tell)
         return revoke(state, task_id, *args, **kwargs)
 
     def durable_by_stamps(state: Any, headers: Any, *args: Any, **kwargs: Any) -> Any:
-        revoke_stamps(app, headers)
+        revoke_stamps(app, headers, tell)
         return by_stamps(state, headers, *args, **kwargs)
 
     return {"revoke": durable_revoke, "revoke_by_stamped_headers": durable_by_stamps}

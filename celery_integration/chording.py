@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 from celery import states
 from celery._state import get_current_task
+from celery.app.task import Context
+from celery.backends.base import Backend
 from celery.canvas import maybe_signature
 from celery.exceptions import ChordError, TaskRevokedError
 from celery.result import GroupResult, allow_join_result, result_from_tuple
@@ -44,6 +46,7 @@ class ChordMixin:
     encode_result: Callable[[Any, str], Any]
     exception_to_python: Callable[[Any], Any]
     chord_error_from_stack: Callable[..., Any]
+    store_result: Callable[..., Any]
     _seconds: Callable[[Any], float | None]
 
     @property
@@ -155,6 +158,30 @@ class ChordMixin:
         self.chord_error_from_stack(callback, error)
         with self.store.chords.finishing(group_id):
             pass
+
+    def _fail_chain(
+        self,
+        chain: Any,
+        exc: BaseException,
+        traceback: Any = None,
+        store_result: bool = True,
+        state: str = states.FAILURE,
+    ) -> None:
+        """Propagate an end to the tasks chained after it."""
+        if hasattr(Backend, "_fail_chain"):
+            super()._fail_chain(  # type: ignore[misc]
+                chain, exc, traceback, store_result=store_result, state=state
+            )
+            return
+        for element in chain or ():  # Celery 5.6 does this inside mark_as_failure
+            context = Context(element)
+            context.update(context.options)
+            context.id = context.options.get("task_id")
+            context.group = context.options.get("group_id")
+            if store_result and state in states.PROPAGATE_STATES and context.id is not None:
+                self.store_result(context.id, exc, state, traceback=traceback, request=context)
+            if "chord" in context.options:
+                self.on_chord_part_return(context, state, exc)
 
     def current_task_children(self, request: Any = None) -> list[Any] | None:
         """Return the tasks that a task has published, for its result's ``children``."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import Any
@@ -20,6 +20,9 @@ from .owed import pay
 __all__ = ("CancelOutcome", "DurableControl", "cancel", "cancel_many", "combine_control", "retry")
 
 _CANCELLED = "cancelled"
+
+#: Sends an event to monitors.
+Tell = Callable[..., None]
 
 
 @dataclass(frozen=True)
@@ -152,20 +155,35 @@ def _outcome(row: CancelledRow, terminate: bool) -> CancelOutcome:
 
 
 def _follow_up(
-    app: Any, store: Store, rows: Iterable[CancelledRow], terminate: bool, signal: str
+    app: Any,
+    store: Store,
+    rows: Iterable[CancelledRow],
+    terminate: bool = False,
+    signal: str = "SIGTERM",
+    tell: Tell | None = None,
 ) -> None:
     """Store what the cancelled ones owe; have the running ones terminated."""
     running = []
     for row in rows:
         if row.status == _CANCELLED:
-            pay(app, store, row.row_id)
+            pay(app, store, row.row_id, tell or _teller(app))
         elif row.status == "running" and row.task_id is not None:
             running.append(row.task_id)
     if terminate and running:
-        app.control.broadcast(
-            "revoke",
-            arguments={"task_id": running, "terminate": True, "signal": signal},
-        )
+        arguments = {"task_id": running, "terminate": True, "signal": signal}
+        app.control.broadcast("revoke", arguments=arguments)
+
+
+def _teller(app: Any) -> Tell | None:
+    """Return what sends events from a process that is no worker, where the app wants such."""
+    if not app.conf.task_send_sent_event:
+        return None
+
+    def tell(kind: str, **fields: Any) -> None:
+        with app.events.default_dispatcher() as dispatcher:
+            dispatcher.send(kind, **fields)
+
+    return tell
 
 
 class DurableControl:
@@ -202,14 +220,14 @@ class DurableControl:
         )
 
 
-def revoke_tasks(app: Any, task_ids: Iterable[str]) -> None:
+def revoke_tasks(app: Any, task_ids: Iterable[str], tell: Tell | None = None) -> None:
     """Cancel all live rows of task ids, and ids without a row beforehand."""
     store = store_of(app)
     rows = store.canceller.cancel_tasks(map(str, task_ids), "revoked", state.REVOKE_EXPIRES)
-    _follow_up(app, store, rows, False, "")
+    _follow_up(app, store, rows, tell=tell)
 
 
-def revoke_stamps(app: Any, headers: Mapping[str, Any]) -> None:
+def revoke_stamps(app: Any, headers: Mapping[str, Any], tell: Tell | None = None) -> None:
     """Cancel all live rows that carry one of the stamps, and those still to come."""
     store = store_of(app)
     stamps = {
@@ -217,7 +235,7 @@ def revoke_stamps(app: Any, headers: Mapping[str, Any]) -> None:
         for header, values in headers.items()
     }
     rows = store.canceller.cancel_stamped(stamps, "revoked", state.REVOKE_EXPIRES)
-    _follow_up(app, store, rows, False, "")
+    _follow_up(app, store, rows, tell=tell)
 
 
 def combine_control(control: Any) -> type:

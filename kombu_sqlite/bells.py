@@ -70,7 +70,8 @@ class BellBoard:
 
     def __init__(self, path: str, mode: int) -> None:
         self._path = path
-        self._mode = mode
+        #: Permissions of what stands beside the file.
+        self.mode = mode
         self._lock = lock()
         self._flags: mmap.mmap | None = None
 
@@ -85,7 +86,7 @@ class BellBoard:
         return flags
 
     def _map(self) -> mmap.mmap:
-        descriptor = open_side_file(self._path + "-bells", self._mode)
+        descriptor = open_side_file(self._path + "-bells", self.mode)
         try:
             _allocate(descriptor)
             return mmap.mmap(descriptor, _SIZE)

@@ -44,8 +44,7 @@ class Store:
     """Publishes, claims and ends messages of one file.
 
     Opening one opens nothing; a producer never registers itself. A consumer becomes a row of
-    ``workers`` at its first claim, with a thread that renews its leases and one that stands for
-    the election to upkeep.
+    ``workers`` at its first claim, with a thread that renews its leases and one for upkeep.
     """
 
     def __init__(self, options: Options) -> None:
@@ -104,7 +103,7 @@ class Store:
     # -- messages ------------------------------------------------------------------------------
 
     def publish(self, messages: Iterable[tuple[str, str, Envelope]]) -> None:
-        """Publish ``(exchange, routing key, envelope)`` messages in one transaction."""
+        """Publish messages in one transaction; see :meth:`Publisher.publish`."""
         self.publisher.publish(messages)
 
     def claim(self, claimant: Claimant, queues: Sequence[str], limit: int) -> list[Delivery]:
@@ -177,9 +176,7 @@ class Store:
 
     def new_watcher(self, is_ready: Callable[[str], bool]) -> ResultWatcher:
         """Return what waits for results in this process; ``is_ready`` tells final states."""
-        return ResultWatcher(
-            self.results, self.board, self._locks, self.options.file_mode, is_ready
-        )
+        return ResultWatcher(self.results, self.board, self._locks, is_ready)
 
     # -- queues --------------------------------------------------------------------------------
 

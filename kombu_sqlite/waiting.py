@@ -61,13 +61,11 @@ class ResultWatcher:
         results: Results,
         board: BellBoard,
         locks: LockFile,
-        file_mode: int,
         is_ready: Callable[[str], bool],
     ) -> None:
         self._results = results
         self._board = board
         self._locks = locks
-        self._file_mode = file_mode
         self._is_ready = is_ready
         self._lock = threading.Lock()
         self._waiting: dict[str, list[Waiter]] = {}
@@ -127,7 +125,7 @@ class ResultWatcher:
         for step in range(_WAITER_BELLS):
             place = (start + step) % _WAITER_BELLS
             if self._locks.try_hold(_FIRST_BYTE + place):
-                return Bell(self._board, FIRST_WAITER_BELL + place, self._file_mode)
+                return Bell(self._board, FIRST_WAITER_BELL + place, self._board.mode)
         raise QueueDatabaseError("Too many processes wait for results of one file; let some end.")
 
     def _run(self, bell: Bell) -> None:
