@@ -10,7 +10,8 @@ Rooms, from the ground up; each imports only from those above it:
   and ended.
 - ``sessions``, ``leases``, ``watcher``, ``housekeeping``, ``upkeep``: who is alive, and order in
   the file.
-- ``store``, ``rows``, ``queue``: the queue itself, for use without Kombu.
+- ``store``, ``rows``, ``queue_file``, ``listing``, ``statistics``, ``queue``: the queue itself,
+  for use without Kombu.
 - ``envelope``, ``message``, ``qos``, ``batch``, ``declarations``, ``consuming``, ``channel``,
   ``transport``: Kombu's side.
 
@@ -32,12 +33,14 @@ from .errors import (
     QueueSchemaError,
     SessionLost,
 )
-from .models import Task, TaskLog, Worker
+from .models import Task, TaskLog, Worker, WorkerState
 from .queue import QueueDatabase
+from .statistics import Percentiles, Statistics, WindowStatistics
 from .transport import Transport
 
 __all__ = (
     "LeaseLost",
+    "Percentiles",
     "QueueBusyError",
     "QueueDatabase",
     "QueueDatabaseError",
@@ -47,10 +50,13 @@ __all__ = (
     "QueueReplacedError",
     "QueueSchemaError",
     "SessionLost",
+    "Statistics",
     "Task",
     "TaskLog",
     "Transport",
+    "WindowStatistics",
     "Worker",
+    "WorkerState",
 )
 __version__ = "0.1.0"
 

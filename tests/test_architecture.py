@@ -211,7 +211,11 @@ HOT = {
     "prune_finished": "ix_task_finished",
     "any_lane": "ix_task_region",
     "list_tasks_of_format": "ix_task_format",
-    "list_tasks_of_type": "ix_task_type_status",
+    "list_tasks_in_groups": "ix_task_type_status",
+    "list_waiting": "ix_task_waiting",
+    "list_waiting_in_groups": "ix_task_type_status",
+    "measure_window": "ix_task_finished",
+    "sample_ended": "ix_task_finished",
     "find_ready_oldest": "ix_task_ready_age",
     "find_ready_newest": "ix_task_ready_age",
     "list_priorities": "ix_task_status_prio_time",
@@ -233,7 +237,7 @@ HOT = {
     "get_by_key": "uq_task_idempotency",
     "list_logs": "ix_logs_task",
     "purge_queue": "ix_task_status_prio_time",
-    "oldest_queued": "ix_task_status_prio_time",
+    "oldest_queued": "ix_task_type_status",
 }
 
 
@@ -269,7 +273,8 @@ SORTED = [
     "find_ready_oldest",
     "find_ready_newest",
     "claim_transient",
-    "list_tasks_of_type",
+    "list_tasks",
+    "list_waiting",
     "promote_due",
     "prune_finished",
 ]

@@ -11,28 +11,6 @@ ORDER BY id DESC LIMIT 1;
 -- The row that holds an idempotency key.
 SELECT * FROM task_queue WHERE idempotency_key = :key;
 
--- name: list_tasks
--- Rows that match the filters given, newest first.
-SELECT * FROM task_queue
-WHERE (:status IS NULL OR status = :status) AND (:type IS NULL OR type = :type)
-  AND (:queue IS NULL OR queue = :queue) AND (:before IS NULL OR id < :before)
-ORDER BY id DESC LIMIT :limit;
-
--- name: list_tasks_of_type
--- Rows of one type that failed or were cancelled, newest first.
-SELECT * FROM task_queue INDEXED BY ix_task_type_status
-WHERE type = :type AND status = :status AND status IN ('failed', 'cancelled')
-  AND (:queue IS NULL OR queue = :queue) AND (:before IS NULL OR id < :before)
-ORDER BY id DESC LIMIT :limit;
-
--- name: list_tasks_of_format
--- Rows written by other programs whose payload names a format, newest first.
-SELECT * FROM task_queue INDEXED BY ix_task_format
-WHERE headers IS NULL AND format = :format
-  AND (:status IS NULL OR status = :status) AND (:type IS NULL OR type = :type)
-  AND (:queue IS NULL OR queue = :queue) AND (:before IS NULL OR id < :before)
-ORDER BY id DESC LIMIT :limit;
-
 -- name: cancel_queued
 -- Cancels a row that nobody holds.
 UPDATE task_queue SET
@@ -49,51 +27,6 @@ UPDATE task_queue SET
     processing_started_utc = NULL, expires_at_utc = NULL
 WHERE id = :id AND status IN ('failed', 'cancelled')
 RETURNING queue;
-
--- name: count_by_status
--- Tasks by status, of all or one queue or type; what others invented is one status (its text may
--- be unreadable).
-SELECT CASE WHEN status IN ('queued', 'processing', 'completed', 'failed', 'cancelled')
-            THEN status ELSE 'unknown' END AS known, sum(tasks)
-FROM task_counts
-WHERE (:queue IS NULL OR queue = :queue) AND (:type IS NULL OR type = :type)
-GROUP BY known;
-
--- name: oldest_queued
--- When the oldest queued row was created: the first of each lane and priority, and what waits.
-WITH RECURSIVE head(queue, compatibility, priority, id) AS (
-    SELECT * FROM (
-        SELECT queue, compatibility, priority, id
-        FROM task_queue INDEXED BY ix_task_status_prio_time
-        WHERE status = 'queued' AND run_after_utc <= updated_at_utc
-        ORDER BY queue, compatibility, priority, id LIMIT 1)
-    UNION ALL
-    SELECT t.queue, t.compatibility, t.priority, t.id
-    FROM head JOIN task_queue t ON t.id = (
-        SELECT n.id FROM task_queue n INDEXED BY ix_task_status_prio_time
-        WHERE n.status = 'queued' AND n.run_after_utc <= n.updated_at_utc
-          AND (n.queue, n.compatibility, n.priority)
-              > (head.queue, head.compatibility, head.priority)
-        ORDER BY n.queue, n.compatibility, n.priority, n.id LIMIT 1))
-SELECT CAST(min(created_at_utc) AS BLOB) FROM (
-    SELECT t.created_at_utc FROM head JOIN task_queue t USING (id)
-    WHERE :queue IS NULL OR t.queue = :queue
-    UNION ALL
-    SELECT created_at_utc FROM task_queue WHERE id = (
-        SELECT min(id) FROM task_queue INDEXED BY ix_task_waiting
-        WHERE status = 'queued' AND run_after_utc > updated_at_utc
-          AND (:queue IS NULL OR queue = :queue)));
-
--- name: oldest_queued_of_type
--- When the oldest queued row of one type was created.
-SELECT CAST(min(created_at_utc) AS BLOB) FROM (
-    SELECT created_at_utc FROM task_queue INDEXED BY ix_task_status_prio_time
-    WHERE status = 'queued' AND run_after_utc <= updated_at_utc
-      AND type = :type AND (:queue IS NULL OR queue = :queue)
-    UNION ALL
-    SELECT created_at_utc FROM task_queue INDEXED BY ix_task_waiting
-    WHERE status = 'queued' AND run_after_utc > updated_at_utc
-      AND type = :type AND (:queue IS NULL OR queue = :queue));
 
 -- name: list_workers
 -- All workers.
