@@ -161,6 +161,11 @@ class Task(Record):
     expires_at_utc: datetime | None = None
     delivery_no: int = 0
     deaths: int = 0
+    outcome_pending: int = 0
+    writer: str | None = None
+    acked_early: int = 0
+    cancel_requested: int = 0
+    follows: int | None = None
 
     def get_payload_dict(self) -> dict[str, Any]:
         """Return the payload when it is a JSON object, else an empty dictionary."""

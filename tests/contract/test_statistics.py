@@ -32,7 +32,13 @@ INSERT = (
     f"INSERT INTO task_queue (payload, {', '.join(COLUMNS)})"
     f" VALUES ('{{}}', {', '.join(f':{name}' for name in COLUMNS)})"
 )
-NOW = datetime.now(timezone.utc).replace(microsecond=0)
+NOW = datetime.now(timezone.utc)
+
+
+@pytest.fixture(autouse=True)
+def _begin_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ages count from the beginning of the test."""
+    monkeypatch.setitem(globals(), "NOW", datetime.now(timezone.utc).replace(microsecond=0))
 
 
 def text(age_s: float, random_: random.Random | None = None) -> str:
