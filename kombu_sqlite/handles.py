@@ -235,7 +235,11 @@ class Snapshot(Reading):
         handle = self._enter()
         self._nested = handle.connection.in_transaction  # type: ignore[union-attr]
         if not self._nested:
-            handle.run("BEGIN")
+            try:
+                handle.run("BEGIN")
+            except BaseException:
+                handle.release()
+                raise
         return handle
 
     def __exit__(
@@ -243,9 +247,11 @@ class Snapshot(Reading):
     ) -> None:
         handle = self._handle
         connection = handle.connection
-        if not self._nested and connection is not None and connection.in_transaction:
-            handle.run("ROLLBACK")
-        super().__exit__(kind, exc, _)
+        try:
+            if not self._nested and connection is not None and connection.in_transaction:
+                handle.run("ROLLBACK")
+        finally:
+            super().__exit__(kind, exc, _)
 
 
 class Transaction(_Scope):

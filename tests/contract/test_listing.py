@@ -144,3 +144,18 @@ def test_nothing_reads_the_whole_table(database: QueueDatabase, name: str) -> No
     assert plans
     for line in plans:
         assert not re.match(r"SCAN (task_queue|t|n)\b(?! USING INDEX ix_task_format)", line), plans
+
+
+def test_a_listing_sees_its_transactions_own_rows(database: QueueDatabase) -> None:
+    """Inside one it reads on, and leaves it open; an error inside ends nothing else."""
+    with database.transaction():
+        first = database.enqueue("t")
+        assert [task.id for task in database.list(type="t")] == [first.id]
+        with pytest.raises(ValueError, match="positive"):
+            database.statistics(window=0)
+        database.enqueue("t")
+    assert not database.get_connection().in_transaction
+    with pytest.raises(ValueError, match="positive"):
+        database.statistics(window=0)
+    assert not database.get_connection().in_transaction
+    assert database.stats(type="t").queued_tasks == 2
