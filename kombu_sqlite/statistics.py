@@ -176,28 +176,28 @@ def _measure_window(
 ) -> WindowStatistics:
     now = time.time()
     since = "" if window_s is None else to_text(max(0.0, now - window_s))
-    limits = {"since": since, "window": window}
-    rows, first = handle.one(statement("measure_window"), limits)
-    sample = handle.all(statement("sample_ended"), {**values, **limits})
-    if window_s is not None and rows < window:
+    rows = handle.all(statement("sample_ended"), {**values, "since": since, "window": window})
+    if window_s is not None and len(rows) < window:
         span_s = window_s
     else:  # as many rows as may be looked at: they reach back less far
-        begin = parse_time(readable(first))
-        span_s = 0.0 if begin is None else max(_SHORTEST_SPAN_S, now - begin.timestamp())
-    ended = len(sample)
-    completed = sum(row[0] == "completed" for row in sample)
-    ran = completed + sum(row[0] == "failed" for row in sample)
+        first_s = next((row[4] for row in reversed(rows) if row[4] is not None), None)
+        span_s = 0.0 if first_s is None else max(_SHORTEST_SPAN_S, now - first_s)
+    sample = [row for row in rows if row[0] is not None]
+    states = Counter(row[0] for row in sample)
+    ended, ran = len(sample), states["completed"] + states["failed"]
     return WindowStatistics(
         ended=ended,
         seconds=span_s,
         throughput=ended / span_s if span_s else 0.0,
-        success_rate=completed / ran if ran else None,
-        retry_rate=sum(bool(row[1]) for row in sample) / ended if ended else None,
-        wait_seconds=Percentiles.of(_durations_s(sample, 2)),
-        run_seconds=Percentiles.of(_durations_s(sample, 3)),
+        success_rate=states["completed"] / ran if ran else None,
+        retry_rate=sum(row[1] for row in sample) / ended if ended else None,
+        wait_seconds=Percentiles.of(_durations_s(sample, 2, 3)),
+        run_seconds=Percentiles.of(_durations_s(sample, 3, 4)),
     )
 
 
-def _durations_s(sample: Iterable[Sequence[Any]], column: int) -> list[float]:
-    """Return the durations that are known."""
-    return [row[column] for row in sample if row[column] is not None]
+def _durations_s(sample: Iterable[Sequence[Any]], begin: int, end: int) -> list[float]:
+    """Return the durations of which both ends are known."""
+    return [
+        row[end] - row[begin] for row in sample if row[end] is not None and row[begin] is not None
+    ]

@@ -214,7 +214,6 @@ HOT = {
     "list_tasks_in_groups": "ix_task_type_status",
     "list_waiting": "ix_task_waiting",
     "list_waiting_in_groups": "ix_task_type_status",
-    "measure_window": "ix_task_finished",
     "sample_ended": "ix_task_finished",
     "find_ready_oldest": "ix_task_ready_age",
     "find_ready_newest": "ix_task_ready_age",
@@ -275,6 +274,7 @@ SORTED = [
     "claim_transient",
     "list_tasks",
     "list_waiting",
+    "sample_ended",
     "promote_due",
     "prune_finished",
 ]

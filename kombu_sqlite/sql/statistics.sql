@@ -29,28 +29,20 @@ FROM task_counts c CROSS JOIN task_queue t ON t.id = (
 WHERE c.status = 'queued' AND c.tasks > 0
   AND (:queue IS NULL OR c.queue = :queue) AND (:type IS NULL OR c.type = :type);
 
--- name: measure_window
--- How many of the last rows that ended are looked at, and when the first of them did.
-SELECT count(*), CAST(min(finished_at_utc) AS BLOB) FROM (
-    SELECT finished_at_utc FROM task_queue INDEXED BY ix_task_finished
-    WHERE finished_at_utc IS NOT NULL AND finished_at_utc >= :since
-    ORDER BY finished_at_utc DESC LIMIT :window);
-
 -- name: sample_ended
--- Of the last rows that ended: state, whether they ran more than once, seconds waited and run. A
--- time that is none gives NULL, and so does one that is missing.
-SELECT status, attempts > 1,
-       unixepoch(processing_started_utc, 'subsec')
-           - max(unixepoch(created_at_utc, 'subsec'), unixepoch(run_after_utc, 'subsec')),
-       unixepoch(finished_at_utc, 'subsec') - unixepoch(processing_started_utc, 'subsec')
-FROM (
-    SELECT status, attempts, created_at_utc, run_after_utc, processing_started_utc,
-           finished_at_utc, queue, type
-    FROM task_queue INDEXED BY ix_task_finished
-    WHERE finished_at_utc IS NOT NULL AND finished_at_utc >= :since
-    ORDER BY finished_at_utc DESC LIMIT :window)
-WHERE status IN ('completed', 'failed', 'cancelled')
-  AND (:queue IS NULL OR queue = :queue) AND (:type IS NULL OR type = :type);
+-- The last rows that ended, the last one first: state, whether they ran more than once, when they
+-- were there and due, began and ended. The state is NULL in rows that were not asked for, a time
+-- where it is none. (Leaving those rows out by a query around this one costs a tenth more.)
+SELECT CASE WHEN status IN ('completed', 'failed', 'cancelled')
+             AND (:queue IS NULL OR queue = :queue) AND (:type IS NULL OR type = :type)
+            THEN status END,
+       attempts > 1,
+       max(unixepoch(created_at_utc, 'subsec'), unixepoch(run_after_utc, 'subsec')),
+       unixepoch(processing_started_utc, 'subsec'),
+       unixepoch(finished_at_utc, 'subsec')
+FROM task_queue INDEXED BY ix_task_finished
+WHERE finished_at_utc IS NOT NULL AND finished_at_utc >= :since
+ORDER BY finished_at_utc DESC LIMIT :window;
 
 -- name: count_workers
 -- Workers by whether they are active, stale or gone.
