@@ -11,7 +11,8 @@ Rooms, from the ground up; each imports only from those above it:
 - ``results``, ``chords``, ``owed``: what a result backend keeps, and ends that owe it something.
 - ``sessions``, ``waiting``, ``leases``, ``watcher``, ``housekeeping``, ``upkeep``: who is alive,
   who waits, and order in the file.
-- ``rows``, ``store``, ``depths``, ``queue``: the queue itself, for use without Kombu.
+- ``rows``, ``store``, ``depths``, ``queue_file``, ``listing``, ``statistics``, ``queue``: the queue
+  itself, for use without Kombu.
 - ``envelope``, ``message``, ``qos``, ``batch``, ``declarations``, ``consuming``, ``channel``,
   ``transport``: Kombu's side.
 
@@ -37,9 +38,10 @@ from .errors import (
     QueueSchemaError,
     SessionLost,
 )
-from .models import DeliveryTag, Task, TaskLog, Worker
+from .models import DeliveryTag, Task, TaskLog, Worker, WorkerState
 from .options import Options, path_from_url
 from .queue import QueueDatabase
+from .statistics import Percentiles, Statistics, WindowStatistics
 from .store import Store, open_store
 from .transport import Transport
 from .waiting import ResultWatcher, Waiter
@@ -51,6 +53,7 @@ __all__ = (
     "IdempotencyConflict",
     "LeaseLost",
     "Options",
+    "Percentiles",
     "QueueBusyError",
     "QueueDatabase",
     "QueueDatabaseError",
@@ -61,12 +64,15 @@ __all__ = (
     "QueueSchemaError",
     "ResultWatcher",
     "SessionLost",
+    "Statistics",
     "Store",
     "Task",
     "TaskLog",
     "Transport",
     "Waiter",
+    "WindowStatistics",
     "Worker",
+    "WorkerState",
     "decode",
     "open_store",
     "path_from_url",

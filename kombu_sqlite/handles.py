@@ -30,6 +30,7 @@ __all__ = (
     "Handle",
     "Params",
     "Reading",
+    "Snapshot",
     "Transaction",
     "execute_many",
     "translate",
@@ -224,6 +225,38 @@ class Reading(_Scope):
         self._handle.release()
         if isinstance(exc, apsw.Error):
             raise translate(exc, self._database.path) from exc
+
+
+class Snapshot(Reading):
+    """Reads whose statements all see the file as it was at the first of them.
+
+    Meanwhile no page of the write-ahead log can be reused: keep it short. Inside a transaction of
+    the same thread it sees what that one sees.
+    """
+
+    __slots__ = ("_nested",)
+
+    def __enter__(self) -> Handle:
+        handle = self._enter()
+        self._nested = handle.connection.in_transaction  # type: ignore[union-attr]
+        if not self._nested:
+            try:
+                handle.run("BEGIN")
+            except BaseException:
+                handle.release()
+                raise
+        return handle
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, _: TracebackType | None
+    ) -> None:
+        handle = self._handle
+        connection = handle.connection
+        try:
+            if not self._nested and connection is not None and connection.in_transaction:
+                handle.run("ROLLBACK")
+        finally:
+            super().__exit__(kind, exc, _)
 
 
 class Transaction(_Scope):
