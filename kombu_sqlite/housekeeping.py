@@ -12,6 +12,7 @@ import apsw
 from .checkpoints import FRAME_BYTES, restart
 from .clock import now_text, to_text
 from .database import Database
+from .handles import Handle
 from .log import describe, logger
 from .options import Options
 from .sql import statement
@@ -69,12 +70,24 @@ class Housekeeping:
                         {"id": row_id, "run_after": normal, "now": now_text()},
                     )
                     continue
-                handle.run(
-                    statement("fail_queued"),
-                    {"id": row_id, "now": now_text(), "error": f"malformed row: {reason}"},
-                )
-                logger.error("Quarantined as failed (%s): %s", reason, describe(None, None, row_id))
+                _quarantine(handle, row_id, reason)
         return True
+
+    def fail_unreadable_queues(self) -> None:
+        """Fail what is queued under a name that is not UTF-8: no consumer can ask for it."""
+        with self._database.reading() as handle:
+            names = [bytes(name) for (name,) in handle.all(statement("list_queue_names"))]
+        for name in names:
+            try:
+                name.decode("utf-8")
+            except UnicodeDecodeError as exc:
+                self._fail_queued_in(name, f"queue is not UTF-8: {exc}")
+
+    def _fail_queued_in(self, queue: bytes, reason: str) -> None:
+        values = {"queue": queue, "limit": BATCH}
+        with self._database.transaction() as handle:
+            for (row_id,) in handle.all(statement("list_queued_in"), values):
+                _quarantine(handle, row_id, reason)
 
     def delete_unused_queues(self) -> None:
         """Delete queues that expired, or that delete themselves and have lost their consumers."""
@@ -124,6 +137,13 @@ class Housekeeping:
             if frames * FRAME_BYTES > _LARGE_LOG_BYTES:
                 restart(connection, _RESTART_WAIT_MS, int(self._options.busy_timeout * 1000))
             return frames * FRAME_BYTES > _LARGE_LOG_BYTES // 2
+
+
+def _quarantine(handle: Handle, row_id: int, reason: str) -> None:
+    """Fail a row that makes no sense."""
+    error = f"malformed row: {reason}"
+    handle.run(statement("fail_queued"), {"id": row_id, "now": now_text(), "error": error})
+    logger.error("Quarantined as failed (%s): %s", reason, describe(None, None, row_id))
 
 
 def _why_irregular(

@@ -16,6 +16,7 @@ __all__ = (
     "DeliveryTag",
     "Envelope",
     "QueueStats",
+    "Record",
     "Settlement",
     "Task",
     "TaskLog",

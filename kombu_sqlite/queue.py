@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from types import TracebackType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import apsw
 
@@ -22,17 +22,20 @@ from .models import (
     Delivery,
     DeliveryTag,
     QueueStats,
+    Record,
     Settlement,
     Task,
     TaskLog,
     Worker,
 )
 from .options import Options, path_from_url
-from .rows import Rows, as_row, task_values
+from .rows import Rows, fetch, read_records, task_values
 from .sql import statement
 from .store import Store, open_store
 
 __all__ = ("QueueDatabase",)
+
+R = TypeVar("R", bound=Record)
 
 
 class QueueDatabase:
@@ -93,12 +96,7 @@ class QueueDatabase:
         """Execute one statement; return its rows. Outside a transaction it commits by itself."""
         with self._store.database.reading() as handle:
             assert handle.connection is not None
-            cursor = handle.connection.cursor()
-            cursor.row_trace = as_row
-            rows = Rows(cursor.execute(sql, params))
-            rows.rowcount = handle.connection.changes()
-            rows.lastrowid = handle.connection.last_insert_rowid()
-            return rows
+            return fetch(handle.connection, sql, params)
 
     def execute_many(self, sql: str, rows: Iterable[Params]) -> None:
         """Execute one statement per row of parameters, in one transaction."""
@@ -190,9 +188,9 @@ class QueueDatabase:
             for values in rows:
                 inserted = handle.one(statement("insert_task"), values)
                 if inserted is not None:
-                    found.append(self._one("get_task", {"id": inserted[0]}))
+                    found.append(self._one("get_task", id=inserted[0]))
                 else:
-                    found.append(self._one("get_by_key", {"key": values["idempotency_key"]}))
+                    found.append(self._one("get_by_key", key=values["idempotency_key"]))
             topology = store.topology.current(handle)
             names = {values["queue"] for values in rows}
             handle.after_commit.append(lambda: store.ringer.ring_each(topology, names))
@@ -200,16 +198,21 @@ class QueueDatabase:
 
     # -- looking -------------------------------------------------------------------------------
 
-    def _one(self, name: str, values: dict[str, Any]) -> Any:
-        rows = self.execute(statement(name), values)
-        return Task.from_dict(dict(rows[0])) if rows else None
+    def _read(self, kind: builtins.type[R], name: str, **values: Any) -> builtins.list[R]:
+        with self._store.database.reading() as handle:
+            assert handle.connection is not None
+            return read_records(handle.connection, kind, name, values)
+
+    def _one(self, name: str, **values: Any) -> Any:
+        found = self._read(Task, name, **values)
+        return found[0] if found else None
 
     def get(self, id: int | str) -> Task | None:
         """Return a row by its id, or the newest of a Celery task id; None when there is none."""
         if isinstance(id, int):
-            found: Task | None = self._one("get_task", {"id": id})
+            found: Task | None = self._one("get_task", id=id)
         else:
-            found = self._one("get_by_task_id", {"task_id": id})
+            found = self._one("get_by_task_id", task_id=id)
         return found
 
     def list(
@@ -224,6 +227,8 @@ class QueueDatabase:
     ) -> list[Task]:
         """Return rows that match every filter given, newest first.
 
+        Text that is not UTF-8 is shown with U+FFFD, here and wherever rows are returned.
+
         Arguments:
             format: ``$.format`` of the payload; only rows written by other programs have one.
             before_id: only rows older than this one; the cursor of the next page.
@@ -236,12 +241,10 @@ class QueueDatabase:
             "limit": limit,
         }
         if format is not None:
-            rows = self.execute(statement("list_tasks_of_format"), {**values, "format": format})
-        elif type is not None and status in ("failed", "cancelled"):
-            rows = self.execute(statement("list_tasks_of_type"), values)
-        else:
-            rows = self.execute(statement("list_tasks"), values)
-        return [Task.from_dict(dict(row)) for row in rows]
+            return self._read(Task, "list_tasks_of_format", format=format, **values)
+        if type is not None and status in ("failed", "cancelled"):
+            return self._read(Task, "list_tasks_of_type", **values)
+        return self._read(Task, "list_tasks", **values)
 
     def stats(self, *, queue: str | None = None, type: str | None = None) -> QueueStats:
         """Return how many tasks are in which state, of all or of one queue or type."""
@@ -255,12 +258,11 @@ class QueueDatabase:
 
     def workers(self) -> builtins.list[Worker]:
         """Return every worker in the file."""
-        return [Worker.from_dict(dict(r)) for r in self.execute(statement("list_workers"))]
+        return self._read(Worker, "list_workers")
 
     def logs(self, id: int) -> builtins.list[TaskLog]:
         """Return the story of one row, oldest line first."""
-        rows = self.execute(statement("list_logs"), {"task_id": id})
-        return [TaskLog.from_dict(dict(row)) for row in rows]
+        return self._read(TaskLog, "list_logs", task_id=id)
 
     # -- ending from outside -------------------------------------------------------------------
 
@@ -274,7 +276,7 @@ class QueueDatabase:
         """Queue a failed or cancelled row again; return False when it is neither."""
         with self._store.database.transaction() as handle:
             rows = handle.all(statement("retry_ended"), {"id": id, "now": now_text()})
-        self._store.ring(row[0] for row in rows)
+        self._store.ring(readable(queue) for (queue,) in rows)
         return bool(rows)
 
     # -- consuming -----------------------------------------------------------------------------

@@ -5,14 +5,28 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import apsw
 
 from .clock import datetime_to_text, now_text, parse_time
-from .models import NORMAL_PRIORITY
+from .foreign import readable
+from .models import NORMAL_PRIORITY, Record, Task, TaskLog, Worker
+from .sql import statement
 
-__all__ = ("Row", "Rows", "as_row", "task_values")
+__all__ = ("Row", "Rows", "fetch", "read_records", "task_values")
+
+R = TypeVar("R", bound=Record)
+
+#: The statement that reads text which cannot be decoded, and the filters it knows.
+_AS_BYTES = {
+    Task: (
+        statement("list_tasks_as_bytes"),
+        ("id", "task_id", "key", "format", "status", "type", "queue", "before", "limit"),
+    ),
+    Worker: (statement("list_workers_as_bytes"), ()),
+    TaskLog: (statement("list_logs_as_bytes"), ("task_id",)),
+}
 
 
 class Row(tuple[Any, ...]):
@@ -34,7 +48,7 @@ class Row(tuple[Any, ...]):
         return tuple.__getitem__(self, key)
 
 
-def as_row(cursor: apsw.Cursor, values: tuple[Any, ...]) -> Row:
+def _as_row(cursor: apsw.Cursor, values: tuple[Any, ...]) -> Row:
     """Make a row of a cursor's values; an APSW row tracer."""
     row = Row(values)
     row._names = tuple(name for name, _ in cursor.get_description())
@@ -64,6 +78,51 @@ class Rows(list[Row]):
         """Return the rows not read yet."""
         rest, self._read = self[self._read :], len(self)
         return rest
+
+
+def fetch(connection: apsw.Connection, sql: str, params: Any = ()) -> Rows:
+    """Execute one statement and return its rows.
+
+    Raises:
+        UnicodeDecodeError: a text is not UTF-8; the statement is over.
+    """
+    cursor = connection.cursor()
+    cursor.row_trace = _as_row
+    try:
+        rows = Rows(cursor.execute(sql, params))
+    finally:
+        cursor.close(True)  # half read it would keep an old view of the file
+    rows.rowcount = connection.changes()
+    rows.lastrowid = connection.last_insert_rowid()
+    return rows
+
+
+def read_records(
+    connection: apsw.Connection, kind: type[R], name: str, values: Mapping[str, Any]
+) -> list[R]:
+    """Return the rows of statement ``name`` as records.
+
+    Text that is not UTF-8 is shown with U+FFFD where it is broken: a listing is how somebody
+    finds the row that another program spoiled, and an error would hide all the others with it.
+    """
+    try:
+        rows: Sequence[Mapping[str, Any]] = [
+            dict(row) for row in fetch(connection, statement(name), values)
+        ]
+    except UnicodeDecodeError:
+        sql, filters = _AS_BYTES[kind]
+        found = fetch(connection, sql, {**dict.fromkeys(filters), **values})
+        rows = [_decoded(dict(row)) for row in found]
+    return [kind.from_dict(row) for row in rows]
+
+
+def _decoded(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row read as bytes with its text readable; a payload that is a blob stays one."""
+    kept = ("payload",) if row.get("opaque") else ()
+    return {
+        name: readable(value) if isinstance(value, bytes) and name not in kept else value
+        for name, value in row.items()
+    }
 
 
 def task_values(

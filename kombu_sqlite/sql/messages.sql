@@ -19,9 +19,9 @@ ON CONFLICT (idempotency_key) DO NOTHING
 RETURNING id;
 
 -- name: find_ready
--- What a claim of one lane would lease, by priority, then age, as the delivery it becomes.
-SELECT id, delivery_no + 1, queue, type, priority, payload, headers, properties, task_id,
-       attempts + 1, deaths, expires_at_utc, run_after_utc
+-- What a claim of one lane would lease, by priority, then age.
+SELECT id, delivery_no, queue, type, priority, payload, headers, properties, task_id,
+       attempts, max_attempts, deaths, expires_at_utc, run_after_utc
 FROM task_queue INDEXED BY ix_task_status_prio_time
 WHERE queue = :queue AND compatibility = :lane
   AND status = 'queued' AND run_after_utc <= updated_at_utc
@@ -29,8 +29,8 @@ ORDER BY priority, id LIMIT :limit;
 
 -- name: find_ready_at_priority
 -- As find_ready, within one priority; weighted scheduling chooses it.
-SELECT id, delivery_no + 1, queue, type, priority, payload, headers, properties, task_id,
-       attempts + 1, deaths, expires_at_utc, run_after_utc
+SELECT id, delivery_no, queue, type, priority, payload, headers, properties, task_id,
+       attempts, max_attempts, deaths, expires_at_utc, run_after_utc
 FROM task_queue INDEXED BY ix_task_status_prio_time
 WHERE queue = :queue AND compatibility = :lane AND priority = :priority
   AND status = 'queued' AND run_after_utc <= updated_at_utc
@@ -43,8 +43,8 @@ CREATE INDEX IF NOT EXISTS ix_task_ready_age ON task_queue (queue, compatibility
 
 -- name: find_ready_oldest
 -- As find_ready, oldest first (fifo).
-SELECT id, delivery_no + 1, queue, type, priority, payload, headers, properties, task_id,
-       attempts + 1, deaths, expires_at_utc, run_after_utc
+SELECT id, delivery_no, queue, type, priority, payload, headers, properties, task_id,
+       attempts, max_attempts, deaths, expires_at_utc, run_after_utc
 FROM task_queue INDEXED BY ix_task_ready_age
 WHERE queue = :queue AND compatibility = :lane
   AND status = 'queued' AND run_after_utc <= updated_at_utc
@@ -52,8 +52,8 @@ ORDER BY id LIMIT :limit;
 
 -- name: find_ready_newest
 -- As find_ready, newest first (lifo).
-SELECT id, delivery_no + 1, queue, type, priority, payload, headers, properties, task_id,
-       attempts + 1, deaths, expires_at_utc, run_after_utc
+SELECT id, delivery_no, queue, type, priority, payload, headers, properties, task_id,
+       attempts, max_attempts, deaths, expires_at_utc, run_after_utc
 FROM task_queue INDEXED BY ix_task_ready_age
 WHERE queue = :queue AND compatibility = :lane
   AND status = 'queued' AND run_after_utc <= updated_at_utc
@@ -173,6 +173,9 @@ SELECT id,
        CASE WHEN typeof(run_after_utc) = 'text' THEN CAST(run_after_utc AS BLOB) END,
        CASE WHEN typeof(expires_at_utc) = 'text' THEN CAST(expires_at_utc AS BLOB) END,
        CAST(compatibility AS BLOB),
+       CASE WHEN typeof(delivery_no) = 'text' THEN CAST(delivery_no AS BLOB) END,
+       CASE WHEN typeof(attempts) = 'text' THEN CAST(attempts AS BLOB) END,
+       CASE WHEN typeof(max_attempts) = 'text' THEN CAST(max_attempts AS BLOB) END,
        CASE WHEN typeof(deaths) = 'text' THEN CAST(deaths AS BLOB) END
 FROM task_queue INDEXED BY ix_task_status_prio_time
 WHERE queue = :queue AND status = 'queued' AND run_after_utc <= updated_at_utc;
