@@ -3,8 +3,8 @@
 Rooms, from the ground up; each imports only from those above it:
 
 - ``errors``, ``options``, ``clock``, ``native``, ``log``: what everything needs.
-- ``location``, ``sql``, ``checkpoints``, ``schema``, ``forking``, ``handles``, ``database``: one
-  file, its connections, its transactions.
+- ``location``, ``sql``, ``checkpoints``, ``older``, ``schema``, ``forking``, ``handles``,
+  ``database``: one file, its connections, its transactions.
 - ``models``, ``routing``, ``topology``: rows, and which queue a message goes to.
 - ``bells``, ``publishing``, ``foreign``, ``deliveries``, ``claims``, ``settler``: messages in, out
   and ended.
