@@ -12,6 +12,7 @@ from .clock import datetime_to_text, parse_time
 from .foreign import BadMessageError, foreign_body
 from .log import logger
 from .models import NORMAL_PRIORITY, Delivery, Envelope
+from .routing import requirements
 
 __all__ = ("Envelope", "decode", "encode")
 
@@ -26,6 +27,7 @@ def encode(message: dict[str, Any], exchange: str, routing_key: str, redis_order
 
     Raises:
         TypeError: headers or properties hold what JSON cannot express.
+        ValueError: the ``compatibility`` header is not a JSON object.
     """
     headers = message["headers"]
     properties = dict(message["properties"])
@@ -106,7 +108,10 @@ def _milliseconds(expiration: Any) -> int | None:
 def _compatibility(value: Any) -> str:
     if value is None or value == {} or value == "{}":
         return "{}"
-    return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+    text = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+    if requirements(text) is None:  # no consumer could ever meet it
+        raise ValueError(f"the header 'compatibility' must be a JSON object, not {value!r}")
+    return text
 
 
 def _to_json(value: dict[str, Any]) -> str:

@@ -6,15 +6,18 @@ Each step is its own short transaction; a crash between two leaves nothing half 
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import apsw
 
 from .checkpoints import FRAME_BYTES, restart
 from .clock import now_text, to_text
 from .database import Database
+from .foreign import readable
 from .handles import Handle
 from .log import describe, logger
 from .options import Options
+from .routing import requirements
 from .sql import statement
 from .topology import TopologyStore
 
@@ -73,20 +76,35 @@ class Housekeeping:
                 _quarantine(handle, row_id, reason)
         return True
 
-    def fail_unreadable_queues(self) -> None:
-        """Fail what is queued under a name that is not UTF-8: no consumer can ask for it."""
-        with self._database.reading() as handle:
-            names = [bytes(name) for (name,) in handle.all(statement("list_queue_names"))]
-        for name in names:
-            try:
-                name.decode("utf-8")
-            except UnicodeDecodeError as exc:
-                self._fail_queued_in(name, f"queue is not UTF-8: {exc}")
+    def fail_unclaimable(self) -> None:
+        """Fail what no consumer can ask for, with the reason.
 
-    def _fail_queued_in(self, queue: bytes, reason: str) -> None:
-        values = {"queue": queue, "limit": BATCH}
+        That is what stands under a queue's name that is not UTF-8, and what is ready with a
+        ``compatibility`` that is not a JSON object.
+        """
+        lanes: list[tuple[str, bytes]] = []
+        unreadable: list[bytes] = []
+        with self._database.reading() as handle:
+            any_lane = handle.one(statement("any_lane")) is not None
+            for (raw,) in handle.all(statement("list_queue_names")):
+                try:
+                    queue = bytes(raw).decode("utf-8")
+                except UnicodeDecodeError:
+                    unreadable.append(bytes(raw))
+                    continue
+                if any_lane:
+                    found = handle.all(statement("list_lanes"), {"queue": queue})
+                    lanes.extend((queue, bytes(lane)) for (lane,) in found)
+        for name in unreadable:
+            self._fail("list_queued_in", {"queue": name}, f"queue is not UTF-8: {name!r}")
+        for queue, lane in lanes:
+            if requirements(readable(lane)) is None:
+                reason = f"compatibility is not a JSON object: {readable(lane)!r}"
+                self._fail("list_ready_in_lane", {"queue": queue, "lane": lane}, reason)
+
+    def _fail(self, name: str, values: dict[str, Any], reason: str) -> None:
         with self._database.transaction() as handle:
-            for (row_id,) in handle.all(statement("list_queued_in"), values):
+            for (row_id,) in handle.all(statement(name), {**values, "limit": BATCH}):
                 _quarantine(handle, row_id, reason)
 
     def delete_unused_queues(self) -> None:

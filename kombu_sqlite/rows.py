@@ -148,6 +148,8 @@ def task_values(
         if moment is None:
             raise ValueError(f"run_after_utc is not a time: {run_after_utc!r}")
         run_after = datetime_to_text(moment)
+    if compatibility is not None and not isinstance(compatibility, Mapping):
+        raise ValueError("compatibility must be an object: a mapping of what a consumer must offer")
     if not isinstance(type, str) or not type:
         raise ValueError("type must be the name of a task")
     return {

@@ -131,7 +131,7 @@ UPDATE task_queue SET
 WHERE id = :id AND delivery_no = :delivery_no AND status = 'processing';
 
 -- name: cancel_found
--- Cancels a row that was found ready too late; its result is still owed.
+-- Cancels a ready row, found expired or beyond its queue's length; its result is still owed.
 UPDATE task_queue SET
     status = 'cancelled', finished_at_utc = :now, updated_at_utc = :now,
     error_message = :error, outcome_pending = 1
@@ -192,22 +192,51 @@ WHERE id IN (
     SELECT id FROM task_queue INDEXED BY ix_task_waiting
     WHERE queue = :queue AND status = 'queued' AND run_after_utc > updated_at_utc);
 
--- name: drop_overflow
--- Cancels the oldest messages of the lowest priority, beyond a queue's maximum length.
-UPDATE task_queue SET
-    status = 'cancelled', finished_at_utc = :now, updated_at_utc = :now, error_message = :error,
-    outcome_pending = 1
-WHERE id IN (
-    SELECT id FROM task_queue INDEXED BY ix_task_status_prio_time
-    WHERE queue = :queue AND status = 'queued' AND run_after_utc <= updated_at_utc
-    ORDER BY priority DESC, id LIMIT :excess);
+-- name: find_overflow
+-- The oldest ready message of the lowest priority of all lanes, by the index alone.
+WITH RECURSIVE lane(compatibility) AS (
+    SELECT min(compatibility) FROM task_queue INDEXED BY ix_task_status_prio_time
+     WHERE queue = :queue AND status = 'queued' AND run_after_utc <= updated_at_utc
+    UNION ALL
+    SELECT (SELECT min(t.compatibility) FROM task_queue t INDEXED BY ix_task_status_prio_time
+             WHERE t.queue = :queue AND t.compatibility > lane.compatibility
+               AND t.status = 'queued' AND t.run_after_utc <= t.updated_at_utc)
+      FROM lane WHERE lane.compatibility IS NOT NULL),
+least(priority) AS MATERIALIZED (
+    SELECT max((SELECT max(t.priority) FROM task_queue t INDEXED BY ix_task_status_prio_time
+                 WHERE t.queue = :queue AND t.compatibility = lane.compatibility
+                   AND t.status = 'queued' AND t.run_after_utc <= t.updated_at_utc))
+      FROM lane)
+SELECT id, length(CAST(payload AS BLOB)) FROM task_queue WHERE id = (
+    SELECT min((SELECT min(t.id) FROM task_queue t INDEXED BY ix_task_status_prio_time
+                 WHERE t.queue = :queue AND t.compatibility = lane.compatibility
+                   AND t.priority = (SELECT priority FROM least)
+                   AND t.status = 'queued' AND t.run_after_utc <= t.updated_at_utc))
+      FROM lane);
 
--- name: sum_queued_bytes
--- Bytes of the messages waiting in one queue; only queues with x-max-length-bytes ask.
+-- name: list_overflow
+-- As find_overflow, several at once: the whole queue is sorted.
+SELECT id FROM task_queue INDEXED BY ix_task_status_prio_time
+WHERE queue = :queue AND status = 'queued' AND run_after_utc <= updated_at_utc
+ORDER BY priority DESC, id LIMIT :excess;
+
+-- name: sum_ready_bytes
+-- Bytes of the ready messages of one queue; only queues with x-max-length-bytes ask.
 SELECT coalesce(sum(length(CAST(payload AS BLOB))), 0) FROM task_queue
 INDEXED BY ix_task_status_prio_time
 WHERE queue = :queue AND status = 'queued' AND run_after_utc <= updated_at_utc;
 
 -- name: count_queued
--- How many messages wait in one queue.
+-- How many messages wait in one queue, delayed ones included.
 SELECT coalesce(sum(tasks), 0) FROM task_counts WHERE queue = :queue AND status = 'queued';
+
+-- name: count_waiting
+-- Of the first :limit delayed messages of all queues, how many there are, and of one queue.
+SELECT count(*), coalesce(sum(queue = :queue), 0) FROM (
+    SELECT queue FROM task_queue INDEXED BY ix_task_waiting
+    WHERE status = 'queued' AND run_after_utc > updated_at_utc LIMIT :limit);
+
+-- name: count_ready
+-- How many messages of one queue are ready, counted one by one.
+SELECT count(*) FROM task_queue INDEXED BY ix_task_status_prio_time
+WHERE queue = :queue AND status = 'queued' AND run_after_utc <= updated_at_utc;

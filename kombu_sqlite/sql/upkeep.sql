@@ -58,6 +58,12 @@ SELECT id FROM task_queue INDEXED BY ix_task_waiting
 WHERE queue = CAST(:queue AS TEXT) AND status = 'queued' AND run_after_utc > updated_at_utc
 LIMIT :limit;
 
+-- name: list_ready_in_lane
+-- Ready rows of one lane, whose name is given as bytes.
+SELECT id FROM task_queue INDEXED BY ix_task_status_prio_time
+WHERE queue = :queue AND compatibility = CAST(:lane AS TEXT)
+  AND status = 'queued' AND run_after_utc <= updated_at_utc LIMIT :limit;
+
 -- name: normalise_run_after
 -- Rewrites a time in the file's form; it becomes ready or waits like any other.
 UPDATE task_queue SET run_after_utc = :run_after, updated_at_utc = :now WHERE id = :id;

@@ -66,6 +66,20 @@ def test_a_queue_nobody_can_name_keeps_no_row(
         assert database.retry(1)
 
 
+@pytest.mark.parametrize("text", ["gpu", "[1]", "5", "null", "{", "", "[" * 50000])
+def test_a_compatibility_nobody_can_meet_keeps_no_row(
+    database: QueueDatabase, wait_until: Wait, text: str
+) -> None:
+    """It fails with the reason; one that nobody happens to meet waits on."""
+    database.claim()  # stands for the election
+    insert(database, "rare", compatibility="""'{"gpu": true}'""")
+    sql = "INSERT INTO task_queue (type, payload, compatibility) VALUES ('bad', '{}', ?)"
+    database.execute(sql, (text,))
+    wait_until(lambda: state(database, 2)[0] == "failed")
+    assert "malformed row: compatibility is not a JSON object" in state(database, 2)[1]
+    assert state(database, 1)[0] == "queued"
+
+
 COUNTERS = ["delivery_no", "attempts", "max_attempts", "deaths"]
 NO_COUNTS = ["1.5", "1e300", "9.3e18", "'some'", "x'00'", BROKEN]
 

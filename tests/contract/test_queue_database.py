@@ -309,3 +309,9 @@ def test_closing_gives_back_what_was_claimed(queue_path: str) -> None:
         task = database.get(1)
         assert (task.status, task.attempts, task.deaths, task.delivery_no) == ("queued", 0, 0, 1)
         assert database.workers() == []
+
+
+def test_a_compatibility_that_is_no_object_is_refused(database: QueueDatabase) -> None:
+    """No consumer could ever meet it."""
+    with pytest.raises(ValueError, match="compatibility must be an object"):
+        database.enqueue("t", compatibility=["gpu"])  # type: ignore[arg-type]

@@ -242,3 +242,12 @@ def test_messages_wait_for_a_consumer_that_meets_them(connect: Callable[..., Con
     assert get(plain) is None
     assert get(gpu).payload == "gpu"
     assert get(gpu) is None
+
+
+@pytest.mark.parametrize("needs", ["gpu", ["gpu"], 5, "[1]", "null", ""])
+def test_a_compatibility_nobody_can_meet_is_refused(connection: Connection, needs: Any) -> None:
+    """At the publish: in the file it would wait for ever."""
+    with pytest.raises(ValueError, match="'compatibility' must be a JSON object"):
+        connection.Producer().publish("a", routing_key="q", headers={"compatibility": needs})
+    connection.Producer().publish("b", routing_key="q", headers={"compatibility": '{"a": 1}'})
+    assert connection.default_channel.queue_declare("q", passive=True).message_count == 1
