@@ -9,7 +9,7 @@ from kombu.utils.json import dumps as kombu_dumps
 from kombu.utils.json import loads as kombu_loads
 
 from .clock import datetime_to_text, parse_time
-from .foreign import BadMessageError, foreign_body
+from .foreign import MAX_INTEGER, BadMessageError, foreign_body
 from .log import logger
 from .models import NORMAL_PRIORITY, Delivery, Envelope
 from .routing import requirements
@@ -66,12 +66,19 @@ def _readable(body: bytes, encoding: Any, headers: dict[str, Any]) -> str | byte
 
 
 def _row_priority(priority: Any, redis_order: bool) -> int:
-    """Return the row's priority, where the lower number goes first; 0 or none is normal."""
+    """Return the row's priority, where the lower number goes first; 0 or none is normal.
+
+    One beyond what a column holds becomes the last that it does: the message is still before, or
+    behind, all others, and its property comes back as it was sent. A rank is no reason to refuse.
+    """
     try:
         number = int(priority or 0)
     except (TypeError, ValueError):
         number = 0
-    return NORMAL_PRIORITY + number if redis_order else NORMAL_PRIORITY - number
+    except OverflowError:  # infinite
+        number = MAX_INTEGER if priority > 0 else -MAX_INTEGER
+    row = NORMAL_PRIORITY + number if redis_order else NORMAL_PRIORITY - number
+    return max(-MAX_INTEGER, min(row, MAX_INTEGER))
 
 
 def _time_of(value: Any, header: str, task_id: Any) -> str | None:

@@ -8,6 +8,7 @@ from typing import Any
 from .clock import datetime_to_text, parse_time
 
 __all__ = (
+    "MAX_INTEGER",
     "BadMessageError",
     "check_columns",
     "check_counters",
@@ -17,7 +18,7 @@ __all__ = (
 )
 
 #: SQLite's largest integer; one more becomes a fraction.
-_MAX_INTEGER = 2**63 - 1
+MAX_INTEGER = 2**63 - 1
 
 _NO_CANVAS = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
 
@@ -68,9 +69,9 @@ def check_counters(
         and isinstance(attempts, int)
         and isinstance(max_attempts, int)
         and isinstance(deaths, int)
-        and delivery_no < _MAX_INTEGER
-        and attempts < _MAX_INTEGER
-        and deaths < _MAX_INTEGER
+        and delivery_no < MAX_INTEGER
+        and attempts < MAX_INTEGER
+        and deaths < MAX_INTEGER
     ):
         return None
     counted = (("delivery_no", delivery_no), ("attempts", attempts), ("deaths", deaths))

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import apsw
 
 from .clock import datetime_to_text, now_text, parse_time
-from .foreign import readable
+from .foreign import MAX_INTEGER, readable
 from .models import NORMAL_PRIORITY, Record, Task, TaskLog, Worker
 from .sql import statement
 
@@ -150,6 +150,9 @@ def task_values(
         run_after = datetime_to_text(moment)
     if compatibility is not None and not isinstance(compatibility, Mapping):
         raise ValueError("compatibility must be an object: a mapping of what a consumer must offer")
+    for name, number in (("priority", priority), ("max_attempts", max_attempts)):
+        if not -MAX_INTEGER <= int(number) <= MAX_INTEGER:
+            raise ValueError(f"{name} must be a whole number of at most 64 bits, not {number!r}")
     if not isinstance(type, str) or not type:
         raise ValueError("type must be the name of a task")
     return {

@@ -315,3 +315,14 @@ def test_a_compatibility_that_is_no_object_is_refused(database: QueueDatabase) -
     """No consumer could ever meet it."""
     with pytest.raises(ValueError, match="compatibility must be an object"):
         database.enqueue("t", compatibility=["gpu"])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["priority", "max_attempts"])
+@pytest.mark.parametrize("number", [2**63, -(2**63) - 1])
+def test_a_number_no_column_holds_is_refused(
+    database: QueueDatabase, name: str, number: int
+) -> None:
+    """With the argument's name."""
+    with pytest.raises(ValueError, match=f"{name} must be a whole number of at most 64 bits"):
+        database.enqueue_many([{"type": "good"}, {"type": "t", name: number}])
+    assert database.stats().total_tasks == 0

@@ -251,3 +251,16 @@ def test_a_compatibility_nobody_can_meet_is_refused(connection: Connection, need
         connection.Producer().publish("a", routing_key="q", headers={"compatibility": needs})
     connection.Producer().publish("b", routing_key="q", headers={"compatibility": '{"a": 1}'})
     assert connection.default_channel.queue_declare("q", passive=True).message_count == 1
+
+
+@pytest.mark.parametrize("huge", [2**63 - 1, 2**63, 2**70, -(2**63), -(2**70), float("inf")])
+@pytest.mark.parametrize("durable", [True, False])
+def test_a_priority_beyond_all_numbers_is_first_or_last(
+    connection: Connection, huge: float, durable: bool
+) -> None:
+    """As far as a row can say it; the property comes back as it was sent."""
+    Queue("q", routing_key="q", durable=durable)(connection.default_channel).declare()
+    for priority in (0, huge, 9):
+        connection.Producer().publish("a", routing_key="q", priority=priority)
+    found = [get(connection).properties["priority"] for _ in range(3)]
+    assert found == sorted([0, huge, 9], reverse=True)
