@@ -21,6 +21,7 @@ from .errors import (
     QueueSchemaError,
 )
 from .forking import gate
+from .sql import statement
 
 if TYPE_CHECKING:
     from .database import Database
@@ -59,6 +60,15 @@ def translate(exc: apsw.Error, path: str) -> QueueDatabaseError:
     if isinstance(exc, apsw.CorruptError):
         return QueueSchemaError(f"{path!r} is damaged ({exc}); restore a backup.")
     return QueueDatabaseError(f"{exc} (in {path!r})")
+
+
+def _used_up(table: str, path: str) -> QueueDatabaseError:
+    """Return what SQLite calls a full database where only row ids have come to their end."""
+    return QueueSchemaError(
+        f"The row ids of table {table!r} in {path!r} are used up: another program wrote a row with "
+        "the largest id there is, 9223372036854775807. Delete that row or give it a smaller id, "
+        f"then set the seq of {table!r} in sqlite_sequence to the largest id left."
+    )
 
 
 class Handle:
@@ -137,6 +147,14 @@ class Handle:
             self.cursor.close(True)
             self.cursor = self.connection.cursor()
 
+    def find_used_up(self) -> str | None:
+        """Return a table that can take no further row, since its last row id is given away."""
+        try:
+            row = self.one(statement("find_used_up"))
+        except apsw.Error:
+            return None  # the disk is so full, or broken, that not even this can be read
+        return None if row is None else str(row[0])
+
     def changes(self) -> int:
         """Return how many rows the last statement inserted, updated or deleted."""
         assert self.connection is not None
@@ -205,6 +223,14 @@ class _Scope:
             raise
         return handle
 
+    def _translated(self, exc: BaseException | None) -> QueueDatabaseError | None:
+        """Return this package's error for one of APSW's, asking the file where that is unclear."""
+        if not isinstance(exc, apsw.Error):
+            return None
+        table = self._handle.find_used_up() if isinstance(exc, apsw.FullError) else None
+        path = self._database.path
+        return translate(exc, path) if table is None else _used_up(table, path)
+
 
 class Reading(_Scope):
     """Reads outside a write transaction; each statement sees one moment of the file."""
@@ -216,9 +242,10 @@ class Reading(_Scope):
     ) -> None:
         if exc is not None:
             self._handle.end_statement()
+        error = self._translated(exc)
         self._handle.release()
-        if isinstance(exc, apsw.Error):
-            raise translate(exc, self._database.path) from exc
+        if error is not None:
+            raise error from exc
 
 
 class Transaction(_Scope):
@@ -258,6 +285,7 @@ class Transaction(_Scope):
     ) -> None:
         handle = self._handle
         callbacks: list[Callable[[], None]] = []
+        error = None if exc is None else self._translated(exc)  # undoing may hide the cause
         try:
             if exc is None:
                 if self._nested:
@@ -277,8 +305,8 @@ class Transaction(_Scope):
             handle.release()
         for callback in callbacks:
             callback()
-        if isinstance(exc, apsw.Error):
-            raise translate(exc, self._database.path) from exc
+        if error is not None:
+            raise error from exc
 
     def _undo(self, handle: Handle) -> None:
         connection = handle.connection

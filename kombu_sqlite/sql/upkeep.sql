@@ -117,3 +117,7 @@ WHERE finished_at_utc IS NOT NULL AND finished_at_utc < :before
 -- name: any_gone_worker
 -- Whether prune_workers has something to do.
 SELECT 1 FROM workers WHERE lock_byte IS NULL AND heartbeat_utc < :before LIMIT 1;
+
+-- name: find_used_up
+-- A table whose last row id is given away: AUTOINCREMENT then reports a full database.
+SELECT name FROM sqlite_sequence WHERE seq >= 9223372036854775807 LIMIT 1;

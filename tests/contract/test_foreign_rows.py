@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from kombu import Connection
 
-from kombu_sqlite import QueueDatabase
+from kombu_sqlite import QueueDatabase, QueueSchemaError
 from kombu_sqlite.errors import QueueDiskError
 from kombu_sqlite.sql import statement
 from kombu_sqlite.upkeep import Upkeep
@@ -321,3 +321,37 @@ def test_a_promotion_that_fails_comes_again_without_haste(
     insert(database, run_after_utc=SOON)
     assert wait_until(database.claim)
     assert len(failures) == 2
+
+
+LARGEST = "9223372036854775807"
+
+
+def test_the_largest_row_id_is_no_full_disk(database: QueueDatabase, broker_url: str) -> None:
+    """Each way to insert says what to do; once it is done, publishing works again."""
+    insert(database)
+    insert(database, "last", id=LARGEST)
+    clear = "row ids of table 'task_queue' .* used up.*sqlite_sequence"
+    with pytest.raises(QueueSchemaError, match=clear):
+        insert(database)
+    with pytest.raises(QueueSchemaError, match=clear):
+        database.enqueue("t")
+    with Connection(broker_url) as connection, pytest.raises(QueueSchemaError, match=clear):
+        connection.Producer().publish("a", routing_key="celery")
+    assert [d.type for d in database.claim(limit=5)] == ["good", "last"]
+    database.execute(f"UPDATE task_queue SET id = 2 WHERE id = {LARGEST}")
+    database.execute("UPDATE sqlite_sequence SET seq = 2 WHERE name = 'task_queue'")
+    assert database.enqueue("t").id == 3
+
+
+def test_the_largest_row_id_is_found_before_it_is_rolled_back(database: QueueDatabase) -> None:
+    """Written and met in one transaction; the file is as it was before."""
+    sql = (
+        f"INSERT INTO task_queue (id, type, payload) VALUES ({LARGEST}, 't', '');"
+        "INSERT INTO task_queue (type, payload) VALUES ('t', '')"
+    )
+    with (
+        pytest.raises(QueueSchemaError, match="used up"),
+        database.transaction() as connection,
+    ):
+        connection.execute(sql)
+    assert database.enqueue("t").id == 1
