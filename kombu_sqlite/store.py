@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 import weakref
 from collections.abc import Iterable, Sequence
 
 from . import native
 from .bells import FIRST_CONSUMER_BELL, Bell, BellBoard
 from .claims import Claimant, Claims
-from .clock import now_text
+from .clock import now_text, to_text
 from .database import Database
 from .deliveries import Deliveries
-from .errors import QueueDatabaseError, QueueReplacedError, SessionLost
+from .errors import QueueBusyError, QueueDatabaseError, QueueReplacedError, SessionLost
 from .log import logger
 from .models import Delivery, Envelope, Settlement
 from .options import Options
@@ -55,6 +56,7 @@ class Store:
         self._lock = threading.Lock()  # yields under gevent; never taken by our own threads
         self._session: Session | None = None
         self._upkeep: Upkeep | None = None
+        self._used_until: dict[str, float] = {}  # by queue, on the monotonic clock
         self.users = 0
 
     # -- this process as a consumer ------------------------------------------------------------
@@ -196,6 +198,26 @@ class Store:
         with self.database.reading() as handle:
             rows = handle.all(statement("count_consumers"), {"queue": queue})
         return sum(byte is not None and self._locks.is_alive(byte) is not False for _, byte in rows)
+
+    def renew_expiry(self, queue: str) -> None:
+        """Let a queue's ``x-expires`` count from now; a file locked meanwhile skips it.
+
+        Looking into an empty queue should cost no write each time, so a renewal reaches a little
+        into the future and holds until then: a queue goes late by that, never early.
+        """
+        topology = self.topology.known
+        known = topology.queues.get(queue) if topology is not None else None
+        expires_ms = known.number("x-expires") if known is not None else None
+        if expires_ms is None or time.monotonic() < self._used_until.get(queue, 0.0):
+            return
+        ahead_s = min(expires_ms / 10_000, 1.0)
+        values = {"name": queue, "now": to_text(time.time() + ahead_s)}
+        try:
+            with self.database.transaction(CLAIM_WAIT_S) as handle:
+                handle.run(statement("touch_queue"), values)
+        except QueueBusyError:
+            return
+        self._used_until[queue] = time.monotonic() + ahead_s
 
     # -- consumers -----------------------------------------------------------------------------
 
