@@ -3,16 +3,16 @@
 Rooms, from the ground up; each imports only from those above it:
 
 - ``errors``, ``options``, ``clock``, ``native``, ``log``: what everything needs.
-- ``location``, ``sql``, ``checkpoints``, ``schema``, ``forking``, ``handles``, ``database``: one
-  file, its connections, its transactions.
+- ``location``, ``sql``, ``checkpoints``, ``older``, ``schema``, ``forking``, ``translating``,
+  ``handles``, ``database``: one file, its connections, its transactions.
 - ``models``, ``routing``, ``topology``: rows, and which queue a message goes to.
 - ``bells``, ``keys``, ``stories``, ``publishing``, ``foreign``, ``deliveries``, ``revocations``,
   ``cancelling``, ``claims``, ``settler``: messages in, out and ended.
 - ``results``, ``chords``, ``owed``: what a result backend keeps, and ends that owe it something.
 - ``sessions``, ``waiting``, ``leases``, ``watcher``, ``housekeeping``, ``upkeep``: who is alive,
   who waits, and order in the file.
-- ``rows``, ``store``, ``depths``, ``queue_file``, ``listing``, ``statistics``, ``queue``: the queue
-  itself, for use without Kombu.
+- ``sharing``, ``rows``, ``store``, ``depths``, ``queue_file``, ``listing``, ``statistics``,
+  ``queue``: the queue itself, for use without Kombu.
 - ``envelope``, ``message``, ``qos``, ``batch``, ``declarations``, ``consuming``, ``channel``,
   ``transport``: Kombu's side.
 

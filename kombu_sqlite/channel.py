@@ -57,6 +57,7 @@ class Channel(ConsumingChannel):
 
         Raises:
             ChannelError: the exchange does not exist.
+            ValueError: the ``compatibility`` header is not a JSON object.
             QueueBusyError, QueueDiskError: nothing was written.
         """
         envelope = self.encode(message, exchange, routing_key)

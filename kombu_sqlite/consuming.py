@@ -140,7 +140,8 @@ class ConsumingChannel(DeclaringChannel):
     def basic_get(self, queue: str, no_ack: bool = False, **kwargs: Any) -> _Message | None:
         """Return the next message of ``queue``, or None.
 
-        What this channel has leased for its consumers but not delivered comes first.
+        What this channel has leased for its consumers but not delivered comes first. Asking counts
+        as using the queue, as it does for RabbitMQ: its ``x-expires`` begins anew.
         """
         for delivery in list(self._buffer):
             if delivery.queue == queue:
@@ -150,7 +151,9 @@ class ConsumingChannel(DeclaringChannel):
                     return self._hold(message, no_ack)
         if len(self.store.settler):
             self.store.settler.try_flush()  # what was given back may be the next
-        if not self.store.claims.has_ready([queue], self.store.options.capabilities):
+        ready = self.store.claims.has_ready([queue], self.store.options.capabilities)
+        self.store.renew_expiry(queue)
+        if not ready:
             return None
         while deliveries := self.store.settle_and_claim(self._claimant(), [queue], 1):
             message = self._to_message(deliveries[0])

@@ -13,14 +13,10 @@ from typing import TYPE_CHECKING, Any
 import apsw
 
 from . import native
-from .errors import (
-    QueueBusyError,
-    QueueDatabaseError,
-    QueueDiskError,
-    QueueLocationError,
-    QueueSchemaError,
-)
+from .errors import QueueDatabaseError
 from .forking import gate
+from .sql import statement
+from .translating import translate, used_up
 
 if TYPE_CHECKING:
     from .database import Database
@@ -33,7 +29,6 @@ __all__ = (
     "Snapshot",
     "Transaction",
     "execute_many",
-    "translate",
 )
 
 #: A file's identity is compared at most this often on the way into a transaction, in seconds.
@@ -41,25 +36,6 @@ IDENTITY_INTERVAL_S = 1.0
 _BUSY_RETRY_S = 0.001
 
 Params = dict[str, Any] | Sequence[Any]
-
-
-def translate(exc: apsw.Error, path: str) -> QueueDatabaseError:
-    """Return the error of this package that says what an error of APSW means for the caller."""
-    if isinstance(exc, (apsw.BusyError, apsw.LockedError)):
-        return QueueBusyError(f"{path!r} stayed locked by another process; try again.")
-    if isinstance(exc, apsw.FullError):
-        return QueueDiskError(f"The disk of {path!r} is full; make room, then try again.")
-    if isinstance(exc, apsw.NotADBError):
-        return QueueLocationError(f"{path!r} is not a SQLite database; choose another path.")
-    if isinstance(exc, apsw.ReadOnlyError):
-        return QueueLocationError(f"{path!r} cannot be written; change its owner or mode.")
-    if isinstance(exc, (apsw.CantOpenError, apsw.PermissionsError, apsw.AuthError)):
-        return QueueLocationError(f"{path!r} cannot be opened ({exc}); check path and permissions.")
-    if isinstance(exc, apsw.IOError):
-        return QueueDiskError(f"The disk of {path!r} failed ({exc}); check it, then try again.")
-    if isinstance(exc, apsw.CorruptError):
-        return QueueSchemaError(f"{path!r} is damaged ({exc}); restore a backup.")
-    return QueueDatabaseError(f"{exc} (in {path!r})")
 
 
 class Handle:
@@ -138,6 +114,14 @@ class Handle:
             self.cursor.close(True)
             self.cursor = self.connection.cursor()
 
+    def findused_up(self) -> str | None:
+        """Return a table that can take no further row, since its last row id is given away."""
+        try:
+            row = self.one(statement("find_used_up"))
+        except apsw.Error:
+            return None  # the disk is so full, or broken, that not even this can be read
+        return None if row is None else str(row[0])
+
     def changes(self) -> int:
         """Return how many rows the last statement inserted, updated or deleted."""
         assert self.connection is not None
@@ -211,6 +195,14 @@ class _Scope:
             raise
         return handle
 
+    def _translated(self, exc: BaseException | None) -> QueueDatabaseError | None:
+        """Return this package's error for one of APSW's, asking the file where that is unclear."""
+        if not isinstance(exc, apsw.Error):
+            return None
+        table = self._handle.findused_up() if isinstance(exc, apsw.FullError) else None
+        path = self._database.path
+        return translate(exc, path) if table is None else used_up(table, path)
+
 
 class Reading(_Scope):
     """Reads outside a write transaction; each statement sees one moment of the file."""
@@ -222,9 +214,10 @@ class Reading(_Scope):
     ) -> None:
         if exc is not None:
             self._handle.end_statement()
+        error = self._translated(exc)
         self._handle.release()
-        if isinstance(exc, apsw.Error):
-            raise translate(exc, self._database.path) from exc
+        if error is not None:
+            raise error from exc
 
 
 class Snapshot(Reading):
@@ -296,6 +289,7 @@ class Transaction(_Scope):
     ) -> None:
         handle = self._handle
         callbacks: list[Callable[[], None]] = []
+        error = None if exc is None else self._translated(exc)  # undoing may hide the cause
         try:
             if exc is None:
                 if self._nested:
@@ -315,8 +309,8 @@ class Transaction(_Scope):
             handle.release()
         for callback in callbacks:
             callback()
-        if isinstance(exc, apsw.Error):
-            raise translate(exc, self._database.path) from exc
+        if error is not None:
+            raise error from exc
 
     def _undo(self, handle: Handle) -> None:
         connection = handle.connection

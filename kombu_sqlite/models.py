@@ -18,6 +18,7 @@ __all__ = (
     "Envelope",
     "IdempotencyKey",
     "QueueStats",
+    "Record",
     "Settlement",
     "Task",
     "TaskLog",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import builtins
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from .errors import LeaseLost, SessionLost
 from .listing import find_tasks, find_waiting
@@ -14,6 +14,7 @@ from .models import (
     Delivery,
     DeliveryTag,
     QueueStats,
+    Record,
     Settlement,
     Task,
     TaskLog,
@@ -21,13 +22,15 @@ from .models import (
     WorkerState,
 )
 from .queue_file import QueueFile
-from .rows import task_values
+from .rows import read_records, task_values
 from .sql import statement
 from .statistics import Statistics, count_tasks, measure, read_worker_states
 from .store import Store
 from .stories import read_off
 
 __all__ = ("QueueDatabase",)
+
+R = TypeVar("R", bound=Record)
 
 
 class QueueDatabase(QueueFile):
@@ -103,9 +106,9 @@ class QueueDatabase(QueueFile):
             for values in rows:
                 inserted = handle.one(statement("insert_task"), values)
                 if inserted is not None:
-                    found.append(self._one("get_task", {"id": inserted[0]}))
+                    found.append(self._one("get_task", id=inserted[0]))
                 else:
-                    found.append(self._one("get_by_key", {"key": values["idempotency_key"]}))
+                    found.append(self._one("get_by_key", key=values["idempotency_key"]))
             topology = store.topology.current(handle)
             names = {values["queue"] for values in rows}
             handle.after_commit.append(lambda: store.ringer.ring_each(topology, names))
@@ -113,9 +116,14 @@ class QueueDatabase(QueueFile):
 
     # -- looking -------------------------------------------------------------------------------
 
-    def _one(self, name: str, values: dict[str, Any]) -> Any:
-        rows = self.execute(statement(name), values)
-        return Task.from_dict(dict(rows[0])) if rows else None
+    def _read(self, kind: builtins.type[R], name: str, **values: Any) -> builtins.list[R]:
+        with self._store.database.reading() as handle:
+            assert handle.connection is not None
+            return read_records(handle.connection, kind, name, values)
+
+    def _one(self, name: str, **values: Any) -> Any:
+        found = self._read(Task, name, **values)
+        return found[0] if found else None
 
     def get(self, id: int | str) -> Task | None:
         """Return a row by its id, or the newest of a Celery task id; None when there is none."""
@@ -133,6 +141,8 @@ class QueueDatabase(QueueFile):
     ) -> list[Task]:
         """Return rows that match every filter given, newest first, all of one moment.
 
+        Text that is not UTF-8 is shown with U+FFFD, here and wherever rows are returned.
+
         Arguments:
             format: ``$.format`` of the payload; only rows written by other programs have one.
             before_id: only rows older than this one; the cursor of the next page.
@@ -147,7 +157,7 @@ class QueueDatabase(QueueFile):
                 before_id=before_id,
                 limit=limit,
             )
-            return [self._one("get_task", {"id": id}) for id in found]
+            return [self._one("get_task", id=id) for id in found]
 
     def scheduled(
         self,
@@ -164,7 +174,7 @@ class QueueDatabase(QueueFile):
         """
         with self._store.database.snapshot() as handle:
             found = find_waiting(handle, type=type, queue=queue, after_id=after_id, limit=limit)
-            return [self._one("get_task", {"id": id}) for id in found]
+            return [self._one("get_task", id=id) for id in found]
 
     def stats(self, *, queue: str | None = None, type: str | None = None) -> QueueStats:
         """Return how many tasks are in which state, of all or of one queue or type."""
@@ -199,17 +209,15 @@ class QueueDatabase(QueueFile):
 
     def workers(self) -> builtins.list[Worker]:
         """Return every worker in the file."""
-        return [Worker.from_dict(dict(r)) for r in self.execute(statement("list_workers"))]
+        return self._read(Worker, "list_workers")
 
     def logs(self, id: int) -> builtins.list[TaskLog]:
         """Return the story of one row, oldest line first.
 
         What the row's columns tell of its last delivery comes with what ``task_logs`` keeps.
         """
-        rows = [dict(row) for row in self.execute(statement("list_logs"), {"task_id": id})]
-        found = self.execute(statement("get_task"), {"id": id})
-        told = [line for row in found for line in read_off(dict(row))]
-        lines = [TaskLog.from_dict(line) for line in (*rows, *told)]
+        told = [line for row in self._read(Task, "get_task", id=id) for line in read_off(row)]
+        lines = self._read(TaskLog, "list_logs", task_id=id) + told
         return sorted(lines, key=lambda line: str(line.at_utc))
 
     # -- ending from outside -------------------------------------------------------------------

@@ -210,6 +210,7 @@ class Upkeep:
         if self._duty(self._house.mend_irregular):
             self._duty(self._read_next_due)
             self._duty(self.ring_for_ready)
+        self._duty(self._house.fail_unclaimable)
         self._duty(self._house.delete_unused_queues)
         self._duty(self._house.prune)
 

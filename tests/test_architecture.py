@@ -218,7 +218,11 @@ HOT = {
     "find_ready_oldest": "ix_task_ready_age",
     "find_ready_newest": "ix_task_ready_age",
     "list_priorities": "ix_task_status_prio_time",
-    "drop_overflow": "ix_task_status_prio_time",
+    "find_overflow": "ix_task_status_prio_time",
+    "list_overflow": "ix_task_status_prio_time",
+    "count_ready": "ix_task_status_prio_time",
+    "count_waiting": "ix_task_waiting",
+    "drop_transient_overflow": "ix_transient_ready",
     "any_cancel_expired": "ix_task_expiring",
     "any_finished_before": "ix_task_finished",
     "any_nameless_lease": "ix_task_leased",
@@ -291,6 +295,8 @@ SORTED = [
     "sample_ended",
     "promote_due",
     "prune_finished",
+    "find_overflow",
+    "drop_transient_overflow",
 ]
 
 

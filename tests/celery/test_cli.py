@@ -263,7 +263,7 @@ def test_payloads_of_any_kind_are_shown(lab: Any, run: Run) -> None:
 
 @pytest.mark.parametrize("column", ["type", "queue", "payload", "task_id", "error_message"])
 def test_text_that_is_none_raises_no_traceback(lab: Any, run: Run, column: str) -> None:
-    """The row is shown, or a sentence says what is wrong; counts are right in any case."""
+    """The row is shown with what of it can be read, and the counts are right."""
     lab.tasks.note.delay(1)
     lab.database.execute("INSERT INTO task_queue (type, payload) VALUES ('t', '{}')")
     lab.database.execute(f"UPDATE task_queue SET {column} = {UNREADABLE} WHERE id = 2")
@@ -271,7 +271,8 @@ def test_text_that_is_none_raises_no_traceback(lab: Any, run: Run, column: str) 
     for arguments in (("list",), ("list", "--json"), ("show", 2), ("show", 2, "--json")):
         result = CliRunner().invoke(celery, ["-A", "app", "queue", *map(str, arguments)])
         assert isinstance(result.exception, (SystemExit, type(None))), result.exc_info
-        assert "�A" in result.output or "ufffdA" in result.output or "not UTF-8" in result.output
+        if "show" in arguments:  # a list has no column for each of them
+            assert "�A" in result.output or "ufffdA" in result.output
     run("show", 1)
 
 
