@@ -217,7 +217,7 @@ class QueueDatabase(QueueFile):
         What the row's columns tell of its last delivery comes with what ``task_logs`` keeps.
         """
         told = [line for row in self._read(Task, "get_task", id=id) for line in read_off(row)]
-        lines = self._read(TaskLog, "list_logs", task_id=id) + told
+        lines = told + self._read(TaskLog, "list_logs", task_id=id)
         return sorted(lines, key=lambda line: str(line.at_utc))
 
     # -- ending from outside -------------------------------------------------------------------
