@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import os
 import threading
 import time
@@ -33,7 +34,12 @@ __all__ = (
 
 #: A file's identity is compared at most this often on the way into a transaction, in seconds.
 IDENTITY_INTERVAL_S = 1.0
+
+#: A write lock that is taken is tried for again after so long: at first shortly, since most writes
+#: take some 50 µs; then in steps that cost the processor little.
 _BUSY_RETRY_S = 0.001
+_FIRST_RETRY_S = 0.0002
+_FIRST_RETRIES = 20
 
 Params = dict[str, Any] | Sequence[Any]
 
@@ -154,8 +160,8 @@ class Handle:
 
     def _begin_by(self, deadline: float) -> None:
         sleep = time.sleep if self._green is not None else native.sleep
-        while True:
-            sleep(_BUSY_RETRY_S)
+        for tried in itertools.count():
+            sleep(_FIRST_RETRY_S if tried < _FIRST_RETRIES else _BUSY_RETRY_S)
             try:
                 self.cursor.execute("BEGIN IMMEDIATE")
                 return
