@@ -16,9 +16,10 @@ from celery.signals import worker_init
 
 from .bootsteps import Leases
 from .control import CancelOutcome, cancel, cancel_many, retry
+from .publishing import batch
 from .setting_up import prepare_worker, setup
 
-__all__ = ("CancelOutcome", "Leases", "cancel", "cancel_many", "retry", "setup")
+__all__ = ("CancelOutcome", "Leases", "batch", "cancel", "cancel_many", "retry", "setup")
 
 
 @worker_init.connect(dispatch_uid="kombu-sqlite", weak=False)
