@@ -14,17 +14,9 @@ from collections.abc import Callable
 from datetime import datetime, timezone
 from typing import Any
 
-from billiard.einfo import ExceptionWithTraceback
-from billiard.exceptions import Terminated
-from celery import states
+from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
 from celery.concurrency.prefork import TaskPool as PreforkPool
-from celery.exceptions import (
-    Ignore,
-    Reject,
-    Retry,
-    TaskRevokedError,
-    WorkerLostError,
-)
+from celery.exceptions import Reject, TaskRevokedError, TimeLimitExceeded, WorkerLostError
 from celery.utils.imports import symbol_by_name
 from celery.utils.log import get_logger
 from celery.worker import state
@@ -34,6 +26,7 @@ from kombu_sqlite import QueueBusyError, QueueDiskError, QueueReplacedError
 from kombu_sqlite.channel import Channel
 
 from .continuing import continuing
+from .endings import DEADLY, REJECTIONS_ARE_STORED, End, end_of
 
 __all__ = ("LeasedRequest", "combine")
 
@@ -42,7 +35,7 @@ logger = get_logger(__name__)
 #: A file locked or full is tried again after this long.
 _RETRY_AFTER_S = 0.1
 
-_ENDED_AS = {states.FAILURE: "failed", states.REVOKED: "cancelled"}
+_KILLED = "worker lost: its worker was shut down while it ran"
 
 
 class LeasedRequest:
@@ -62,7 +55,9 @@ class LeasedRequest:
     _lease_early = False
     _lease_over = False
     _lease_dying = False  # the execution took its process with it
-    _lease_end: tuple[str, str | None] = ("completed", None)
+    _lease_timed_out = False
+    _lease_refused: Reject | None = None  # raised by the task, and still to be stored
+    _lease_end: End = ("completed", None)
 
     def __init__(self, message: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(message, *args, **kwargs)  # type: ignore[call-arg]
@@ -213,20 +208,16 @@ class LeasedRequest:
         if requeue and not self._lease_early:
             self.end_lease("died" if self._lease_dying else "requeue")
         else:
-            reason = self._lease_end[1] or "rejected"
-            self._store_rejection(reason)
-            self.end_lease("failed", reason)
+            refused, self._lease_refused = self._lease_refused, None
+            if refused is not None:
+                self._store_failure(refused)
+            self.end_lease("failed", self._lease_end[1] or "rejected")
         self.send_event("task-rejected", requeue=requeue)  # type: ignore[attr-defined]
 
-    def _store_rejection(self, reason: str) -> None:
-        """Store a failure for a task that will not run again, unless Celery has done so."""
-        backend = self.task.backend  # type: ignore[attr-defined]
-        task_id = self.id  # type: ignore[attr-defined]
-        if self.store_errors and backend.get_state(task_id) in states.READY_STATES:  # type: ignore[attr-defined]
-            return
-        backend.mark_as_failure(
-            task_id,
-            Reject(reason),
+    def _store_failure(self, exc: BaseException) -> None:
+        self.task.backend.mark_as_failure(  # type: ignore[attr-defined]
+            self.id,  # type: ignore[attr-defined]
+            exc,
             request=self._context,  # type: ignore[attr-defined]
             store_result=self.store_errors,  # type: ignore[attr-defined]
         )
@@ -240,51 +231,50 @@ class LeasedRequest:
         exc = exc_info.exception
         if isinstance(exc, ExceptionWithTraceback):
             exc = exc.exc
-        self._lease_dying = isinstance(exc, (WorkerLostError, SystemExit, KeyboardInterrupt))
-        self._lease_end = self._end_for(exc)
+        self._lease_dying = isinstance(exc, DEADLY)
+        self._lease_timed_out = isinstance(exc, TimeLimitExceeded)
+        self._lease_end = end_of(self, exc)
+        if isinstance(exc, Reject):
+            exc.requeue = exc.requeue and not self._lease_early  # what was acknowledged stays so
+            self._lease_refused = None if REJECTIONS_ARE_STORED else exc
         delivery = self._request_dict.get("sqlite_delivery")  # type: ignore[attr-defined]
         try:
             with continuing(self.id, delivery):  # type: ignore[attr-defined]
                 return super().on_failure(exc_info, send_failed_event, return_ok)  # type: ignore[misc]
         finally:
             if self._already_cancelled:  # type: ignore[attr-defined]
-                self.end_lease("requeue")  # taken from its process by a lost connection
+                self._end_cancelled()
             elif self._lease_early:
                 self.end_lease(*self._lease_end)
 
-    def _end_for(self, exc: BaseException) -> tuple[str, str | None]:
-        """Return the status and error a row ends with for what its task raised."""
-        if isinstance(exc, Retry):
-            return "completed", None  # unless it continues, which it does in the same queue
-        if isinstance(exc, Ignore):
-            return self._end_ignored(exc)
-        if isinstance(exc, Terminated):
-            return "cancelled", "terminated"
-        if isinstance(exc, Reject):
-            return "failed", f"rejected: {exc.reason}"
-        if self._lease_dying:
-            return "failed", f"worker lost: {exc}"
-        return "failed", repr(exc)
-
-    def _end_ignored(self, exc: Ignore) -> tuple[str, str | None]:
-        """Follow the state the task has stored itself, else completed."""
-        reason = "replaced" if str(exc).startswith("Replaced") else None
-        if self._ignore_result:  # type: ignore[attr-defined]
-            return "completed", reason
-        stored = self.task.backend.get_state(self.id)  # type: ignore[attr-defined]
-        return _ENDED_AS.get(stored, "completed"), reason
+    def _end_cancelled(self) -> None:
+        """End a task that was taken from its process by a lost connection or a cold shutdown."""
+        if self._lease_early and not self._lease_over:
+            self._store_failure(WorkerLostError(_KILLED))
+            self.end_lease("failed", _KILLED)
+        else:
+            self.end_lease("requeue")
 
     def on_timeout(self, soft: bool, timeout: float) -> None:
-        """End a task that was stopped by its hard time limit; one acknowledged late may go back."""
+        """End a task that was stopped by its hard time limit; one acknowledged late may go back.
+
+        One that runs again has no result yet, and its death is counted.
+        """
         if self.lease_channel is None or soft:
             super().on_timeout(soft, timeout)  # type: ignore[misc]
             return
         task = self.task  # type: ignore[attr-defined]
-        self._lease_dying = True
+        if task.acks_late and not getattr(
+            task, "acks_on_timeout", task.acks_on_failure_or_timeout
+        ):
+            state.task_ready(self)
+            logger.error("Hard time limit (%ss) exceeded for %s", timeout, self)
+            self._lease_dying = True
+            self.reject(requeue=True)
+            return
+        if self._lease_timed_out:
+            self._context.errbacks = None  # type: ignore[attr-defined]  # on_failure called them
         self._lease_end = ("failed", f"hard time limit ({timeout}s) exceeded")
-        acks = getattr(task, "acks_on_timeout", task.acks_on_failure_or_timeout)
-        if task.acks_late and not acks:
-            self._context.sqlite_delivery = None  # type: ignore[attr-defined]  # it runs again
         super().on_timeout(soft, timeout)  # type: ignore[misc]
         if self._lease_early:
             self.end_lease(*self._lease_end)
@@ -299,6 +289,9 @@ def _ending_last(on_success: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(on_success)
     def ending(self: Any, failed__retval__runtime: Any, **kwargs: Any) -> Any:
+        if isinstance(failed__retval__runtime, ExceptionInfo):
+            # what pools of threads and greenlets make of a SystemExit, and Celery cannot unpack
+            return self.on_failure(failed__retval__runtime)
         result = on_success(self, failed__retval__runtime, **kwargs)
         if self._lease_early:
             self.end_lease(*self._lease_end)

@@ -143,14 +143,17 @@ class Deliveries:
     def continuing(self, tag: DeliveryTag, reason: str) -> Iterator[bool]:
         """Tell a row why it runs again, together with what the block writes.
 
-        Yields whether the next run has not begun yet; otherwise the block must write nothing.
+        Yields whether the next run is still to come; otherwise, if it has begun or was cancelled,
+        the block must write nothing.
         """
         with self._database.transaction() as handle:
+            tell(handle, self._database.options.task_log, tag.row_id, "info", reason)
             row = handle.one(statement("get_delivery_state"), {"id": tag.row_id})
-            mine = row is not None and row[0] == tag.delivery_no
-            if mine:
-                tell(handle, self._database.options.task_log, tag.row_id, "info", reason)
-            yield mine
+            yield (
+                row is not None
+                and row[0] == tag.delivery_no
+                and row[1] in ("queued", "processing")
+            )
 
     def is_running(self, tag: DeliveryTag) -> bool:
         """Return whether a delivery is still its holder's and has not ended."""

@@ -158,10 +158,10 @@ def refused_late(name: str | None = None) -> str:
 
 
 @task(bind=True)
-def ignored(self: Any, state: str | None = None) -> None:
+def ignored(self: Any, state: str | None = None, text: str = "") -> None:
     """Be ignored, with or without a state stored by itself."""
     if state is not None:
-        meta: Any = ValueError("own") if state == "FAILURE" else "own"
+        meta: Any = ValueError("own") if state in ("FAILURE", "REVOKED") and not text else "own"
         self.update_state(state=state, meta=meta)
     raise Ignore
 
