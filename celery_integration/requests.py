@@ -56,6 +56,7 @@ class LeasedRequest:
     _lease_over = False
     _lease_dying = False  # the execution took its process with it
     _lease_timed_out = False
+    _lease_killed = False  # as a greenlet
     _lease_refused: Reject | None = None  # raised by the task, and still to be stored
     _lease_end: End = ("completed", None)
 
@@ -255,6 +256,11 @@ class LeasedRequest:
         else:
             self.end_lease("requeue")
 
+    def _announce_cancelled(self, *args: Any, **kwargs: Any) -> None:
+        super()._announce_cancelled(*args, **kwargs)  # type: ignore[misc]
+        if self._lease_killed:
+            self._end_cancelled()
+
     def on_timeout(self, soft: bool, timeout: float) -> None:
         """End a task that was stopped by its hard time limit; one acknowledged late may go back.
 
@@ -292,6 +298,12 @@ def _ending_last(on_success: Callable[..., Any]) -> Callable[..., Any]:
         if isinstance(failed__retval__runtime, ExceptionInfo):
             # what pools of threads and greenlets make of a SystemExit, and Celery cannot unpack
             return self.on_failure(failed__retval__runtime)
+        if failed__retval__runtime[0] is False and self.lease_channel is not None:
+            # a pool of greenlets has killed it; the trace's own is 0 or 1. Whoever had it killed
+            # announces why, and that ends it.
+            state.task_ready(self)
+            self._lease_killed = True
+            return None
         result = on_success(self, failed__retval__runtime, **kwargs)
         if self._lease_early:
             self.end_lease(*self._lease_end)
