@@ -47,6 +47,10 @@ def delivery_of(request: Any, store: Store) -> DeliveryTag | None:
     return DeliveryTag.parse(found[1])
 
 
+def _is_over(store: Store) -> bool:
+    return store.retired and not store.deliveries.in_transaction()
+
+
 class SQLiteBackend(WaitingMixin, ChordMixin, Backend):
     """Results in a queue file.
 
@@ -72,9 +76,12 @@ class SQLiteBackend(WaitingMixin, ChordMixin, Backend):
 
     @property
     def store(self) -> Store:
-        """The file, opened at the first use; the broker's own object where that is the same."""
+        """The file, opened at the first use; the broker's own object where that is the same.
+
+        Kept, retired or not, inside a transaction: another would wait for this thread's lock.
+        """
         store = self._store
-        if store is None or store.retired or self._pid != os.getpid():
+        if store is None or self._pid != os.getpid() or _is_over(store):
             self._pid = os.getpid()
             store = self._store = open_store(self._options())
         return store

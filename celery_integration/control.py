@@ -166,7 +166,7 @@ def _follow_up(
     running = []
     for row in rows:
         if row.status == _CANCELLED:
-            pay(app, store, row.row_id, tell or _teller(app))
+            pay(app, store, row.row_id, tell or _teller(app), asked=True)
         elif row.status == "running" and row.task_id is not None:
             running.append(row.task_id)
     if terminate and running:

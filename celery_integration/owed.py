@@ -7,20 +7,21 @@ its errbacks. Duplicates of a task end here as well, with the first one's result
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
-from celery import current_app, states
+from celery import states
 from celery.app.task import Context, Task
 from celery.app.trace import build_tracer
 from celery.exceptions import WorkerLostError
 from celery.utils.log import get_logger
 from kombu.serialization import loads, prepare_accept_content
 
-from kombu_sqlite import QueueBusyError, QueueDatabaseError, Store, decode
+from kombu_sqlite import LogMark, QueueBusyError, QueueDatabaseError, Store, decode
 
 from .backend import SQLiteBackend
 
@@ -28,7 +29,7 @@ __all__ = ("Payer", "pay")
 
 logger = get_logger(__name__)
 
-_INTERVAL_S = 0.25
+_INTERVAL_S = 0.5
 _BATCH = 100
 
 #: A chord complete for so long has lost its finisher.
@@ -52,12 +53,17 @@ class Payer(threading.Thread):
         self._tell = tell
         self._stopped = threading.Event()
         self._chords_at = 0.0
+        self._again = True  # something is left to do from the last turn
+        self._passed_over: set[int] = set()  # what this worker cannot pay
 
     def run(self) -> None:
         """Pay until stopped."""
+        mark = LogMark(self._store.database.path)
         while not self._stopped.wait(_INTERVAL_S):
-            self._guarded(self.end_followers)
-            self._guarded(self.pay_all)
+            if mark.moved() or self._again:  # idle checks cost one stat
+                self._again = False
+                self._guarded(self.end_followers)
+                self._guarded(self.pay_all)
             if time.monotonic() >= self._chords_at:
                 self._chords_at = time.monotonic() + _CHORDS_INTERVAL_S
                 self._guarded(self.finish_chords)
@@ -73,22 +79,40 @@ class Payer(threading.Thread):
         try:
             duty()
         except QueueBusyError:
-            pass  # the file is locked for long; next turn
+            self._again = True  # the file is locked for long; next turn
         except QueueDatabaseError as exc:
+            self._again = True
             logger.warning("Results that are owed wait for the file: %s", exc)
         except Exception:
-            logger.exception("A result that is owed could not be stored; it is tried again")
+            logger.exception("A result that is owed could not be stored")
 
     def pay_all(self) -> None:
-        """Store the result of every marked row of this application's tasks."""
+        """Store the result of every marked row of this application's tasks.
+
+        One that cannot be stored keeps none of the others from it.
+        """
         after = 0
+        owed: set[int] = set()
         while not self._stopped.is_set():
             found = self._store.owed.find(after, _BATCH)
+            owed.update(found)
             for row_id in found:
-                pay(self._app, self._store, row_id, self._tell)
+                if row_id not in self._passed_over:
+                    self._guarded(functools.partial(self._pay, row_id))
             if len(found) < _BATCH:
-                return
+                break
             after = found[-1]
+        self._passed_over &= owed
+
+    def _pay(self, row_id: int) -> None:
+        try:
+            if not pay(self._app, self._store, row_id, self._tell):
+                self._passed_over.add(row_id)
+        except QueueDatabaseError:
+            raise
+        except Exception:
+            self._passed_over.add(row_id)  # until another worker, or this one begun anew, tries
+            raise
 
     def finish_chords(self) -> None:
         """Publish the bodies of chords whose last part's worker has died before it could."""
@@ -103,7 +127,13 @@ class Payer(threading.Thread):
             pass
 
 
-def pay(app: Any, store: Store, row_id: int, tell: Callable[..., None] | None = None) -> bool:
+def pay(
+    app: Any,
+    store: Store,
+    row_id: int,
+    tell: Callable[..., None] | None = None,
+    asked: bool = False,
+) -> bool:
     """Store the result that one row owes; return whether this call did.
 
     One transaction with the row's mark where results are in the same file; with another backend
@@ -111,15 +141,17 @@ def pay(app: Any, store: Store, row_id: int, tell: Callable[..., None] | None = 
 
     Arguments:
         tell: sends an event to monitors.
+        asked: whether it is this application's though it knows no task of that name: its user has
+            named the task, as a producer does that knows its tasks by name alone.
     """
     owed = store.owed.get(row_id)
     if owed is None:
         return False
-    request = _request_of(owed.delivery) if owed.delivery.task_id is not None else None
+    request = _request_of(app, owed.delivery) if owed.delivery.task_id is not None else None
     if request is None:
         with store.owed.paying(row_id) as mine:
             return mine  # nobody knows its id, so nobody waits
-    if request.task not in app.tasks:
+    if request.task not in app.tasks and not (asked or _consumes(app, owed.delivery.queue)):
         return False  # another application's
     backend = app.backend
     same_file = isinstance(backend, SQLiteBackend) and backend.store.database is store.database
@@ -142,13 +174,19 @@ def pay(app: Any, store: Store, row_id: int, tell: Callable[..., None] | None = 
     return mine
 
 
+def _consumes(app: Any, queue: str) -> bool:
+    """Return whether a worker of the app would take messages of ``queue``, tasks unknown or not."""
+    return queue in app.amqp.queues.consume_from
+
+
 def _store_end(app: Any, request: Any, owed: Any) -> None:
-    task, backend = app.tasks[request.task], app.backend
-    ignored = request.ignore_result if request.ignore_result is not None else task.ignore_result
-    stored = not ignored or task.store_errors_even_if_ignored
+    task, backend = app.tasks.get(request.task), app.backend
+    of = app.Task if task is None else task
+    ignored = request.ignore_result if request.ignore_result is not None else of.ignore_result
+    stored = not ignored or of.store_errors_even_if_ignored
     if owed.status == "cancelled":
         backend.mark_as_revoked(request.id, owed.reason, request=request, store_result=stored)
-    elif owed.follows is not None:
+    elif owed.follows is not None and task is not None:
         meta = {} if owed.first_task_id is None else backend.get_task_meta(owed.first_task_id)
         _trace_as(app, request, _outcome(meta, owed))
     else:
@@ -161,7 +199,7 @@ def _store_end(app: Any, request: Any, owed: Any) -> None:
         )
 
 
-def _request_of(delivery: Any) -> Any:
+def _request_of(app: Any, delivery: Any) -> Any:
     """Return a row's message as the request Celery would have made of it; None if it is none."""
     try:
         content = decode(delivery, False)
@@ -169,9 +207,7 @@ def _request_of(delivery: Any) -> Any:
             content.body,
             content.content_type,
             content.content_encoding,
-            accept=prepare_accept_content(  # type: ignore[no-untyped-call]
-                current_app.conf.accept_content
-            ),
+            accept=prepare_accept_content(app.conf.accept_content),  # type: ignore[no-untyped-call]
         )
     except Exception as exc:  # noqa: BLE001 - any row another program wrote may come here
         logger.warning("Row %s owes a result but is no task: %s", delivery.tag.row_id, exc)

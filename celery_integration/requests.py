@@ -14,35 +14,25 @@ from collections.abc import Callable
 from datetime import datetime, timezone
 from typing import Any
 
-from billiard.einfo import ExceptionWithTraceback
-from billiard.exceptions import Terminated
-from celery import states
-from celery.concurrency.prefork import TaskPool as PreforkPool
-from celery.exceptions import (
-    Ignore,
-    Reject,
-    Retry,
-    TaskRevokedError,
-    WorkerLostError,
-)
+from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
+from celery.exceptions import Reject, TaskRevokedError, TimeLimitExceeded, WorkerLostError
 from celery.utils.imports import symbol_by_name
 from celery.utils.log import get_logger
 from celery.worker import state
-from kombu.asynchronous import get_event_loop
 
 from kombu_sqlite import QueueBusyError, QueueDiskError, QueueReplacedError
 from kombu_sqlite.channel import Channel
 
 from .continuing import continuing
+from .endings import DEADLY, REJECTIONS_ARE_STORED, End, end_of
+from .starting import RETRY_AFTER_S, starting_first
 
 __all__ = ("LeasedRequest", "combine")
 
 logger = get_logger(__name__)
 
-#: A file locked or full is tried again after this long.
-_RETRY_AFTER_S = 0.1
 
-_ENDED_AS = {states.FAILURE: "failed", states.REVOKED: "cancelled"}
+_KILLED = "worker lost: its worker was shut down while it ran"
 
 
 class LeasedRequest:
@@ -62,7 +52,10 @@ class LeasedRequest:
     _lease_early = False
     _lease_over = False
     _lease_dying = False  # the execution took its process with it
-    _lease_end: tuple[str, str | None] = ("completed", None)
+    _lease_timed_out = False
+    _lease_killed = False  # as a greenlet
+    _lease_refused: Reject | None = None  # raised by the task, and still to be stored
+    _lease_end: End = ("completed", None)
 
     def __init__(self, message: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(message, *args, **kwargs)  # type: ignore[call-arg]
@@ -76,7 +69,7 @@ class LeasedRequest:
         super().__init_subclass__(**kwargs)
         execute = cls.__dict__.get("execute_using_pool")
         if execute is not None:
-            cls.execute_using_pool = _starting_first(execute)  # type: ignore[attr-defined]
+            cls.execute_using_pool = starting_first(execute)  # type: ignore[attr-defined]
         on_success = cls.__dict__.get("on_success")
         if on_success is not None:
             cls.on_success = _ending_last(on_success)  # type: ignore[attr-defined]
@@ -102,7 +95,8 @@ class LeasedRequest:
         return None
 
     @property
-    def _tag(self) -> str:
+    def lease_tag(self) -> str:
+        """The delivery tag that the row's start and end are matched by."""
         tag: str = self._message.delivery_tag  # type: ignore[attr-defined]
         return tag
 
@@ -128,12 +122,12 @@ class LeasedRequest:
         channel = self.lease_channel
         if channel is not None:
             if not self._lease_started:
-                self._begin_until_written(channel)
-            channel.qos.mark_running(self._tag)
+                self.begin_until_written(channel)
+            channel.qos.mark_running(self.lease_tag)
             self._lease_accepting = not self.task.acks_late  # type: ignore[attr-defined]
         super().on_accepted(pid, time_accepted)  # type: ignore[misc]
 
-    def _begin_until_written(self, channel: Channel) -> None:
+    def begin_until_written(self, channel: Channel) -> None:
         """Record the start from a thread or greenlet that can wait for the file."""
         while True:
             try:
@@ -141,7 +135,7 @@ class LeasedRequest:
                 return
             except (QueueBusyError, QueueDiskError) as exc:
                 self.say_waiting(exc)
-                time.sleep(_RETRY_AFTER_S)
+                time.sleep(RETRY_AFTER_S)
 
     def say_waiting(self, reason: Exception) -> None:
         """Log, once, that the start waits for the file."""
@@ -156,22 +150,30 @@ class LeasedRequest:
             TaskRevokedError: the task was cancelled or the lease lost; it must not run here.
             QueueBusyError, QueueDiskError: nothing was recorded; try again.
         """
-        task_id = self.id  # type: ignore[attr-defined]
         early = not self.task.acks_late  # type: ignore[attr-defined]
         try:
-            started = channel.start(self._tag, early)
+            started = channel.start(self.lease_tag, early)
         except QueueReplacedError:
             started = False  # the message is gone with its file
+        self.say_started(started)
+
+    def say_started(self, started: bool) -> None:
+        """Take in whether the start changed the row.
+
+        Raises:
+            TaskRevokedError: it did not; the task must not run here.
+        """
         self._lease_started = True
         if started:
             return
+        task_id = self.id  # type: ignore[attr-defined]
         self._lease_over = True
         logger.warning(
             "Cancelled, or lease lost, before the start; not executed here: "
             "queue=%s task_id=%s delivery_tag=%s",
             self._message.delivery.queue,  # type: ignore[attr-defined]
             task_id,
-            self._tag,
+            self.lease_tag,
         )
         state.task_ready(self)
         raise TaskRevokedError(task_id)
@@ -187,7 +189,7 @@ class LeasedRequest:
             self._lease_accepting = False
             self._lease_early = True
             self._say_acknowledged()
-            channel.accept(self._tag)
+            channel.accept(self.lease_tag)
         else:
             self.end_lease(*self._lease_end)
 
@@ -201,7 +203,7 @@ class LeasedRequest:
         if channel is not None and not self._lease_over:
             self._lease_over = True
             self._say_acknowledged()
-            channel.end(self._tag, action, error, quiet=True)
+            channel.end(self.lease_tag, action, error, quiet=True)
 
     def reject(self, requeue: bool = False) -> None:
         """Put the task back, or end it failed; after an early ack it can only fail."""
@@ -213,20 +215,16 @@ class LeasedRequest:
         if requeue and not self._lease_early:
             self.end_lease("died" if self._lease_dying else "requeue")
         else:
-            reason = self._lease_end[1] or "rejected"
-            self._store_rejection(reason)
-            self.end_lease("failed", reason)
+            refused, self._lease_refused = self._lease_refused, None
+            if refused is not None:
+                self._store_failure(refused)
+            self.end_lease("failed", self._lease_end[1] or "rejected")
         self.send_event("task-rejected", requeue=requeue)  # type: ignore[attr-defined]
 
-    def _store_rejection(self, reason: str) -> None:
-        """Store a failure for a task that will not run again, unless Celery has done so."""
-        backend = self.task.backend  # type: ignore[attr-defined]
-        task_id = self.id  # type: ignore[attr-defined]
-        if self.store_errors and backend.get_state(task_id) in states.READY_STATES:  # type: ignore[attr-defined]
-            return
-        backend.mark_as_failure(
-            task_id,
-            Reject(reason),
+    def _store_failure(self, exc: BaseException) -> None:
+        self.task.backend.mark_as_failure(  # type: ignore[attr-defined]
+            self.id,  # type: ignore[attr-defined]
+            exc,
             request=self._context,  # type: ignore[attr-defined]
             store_result=self.store_errors,  # type: ignore[attr-defined]
         )
@@ -240,51 +238,53 @@ class LeasedRequest:
         exc = exc_info.exception
         if isinstance(exc, ExceptionWithTraceback):
             exc = exc.exc
-        self._lease_dying = isinstance(exc, (WorkerLostError, SystemExit, KeyboardInterrupt))
-        self._lease_end = self._end_for(exc)
+        self._lease_dying = isinstance(exc, DEADLY)
+        self._lease_timed_out = isinstance(exc, TimeLimitExceeded)
+        self._lease_end = end_of(self, exc)
+        if isinstance(exc, Reject):
+            exc.requeue = exc.requeue and not self._lease_early  # what was acknowledged stays so
+            self._lease_refused = None if REJECTIONS_ARE_STORED else exc
         delivery = self._request_dict.get("sqlite_delivery")  # type: ignore[attr-defined]
         try:
             with continuing(self.id, delivery):  # type: ignore[attr-defined]
                 return super().on_failure(exc_info, send_failed_event, return_ok)  # type: ignore[misc]
         finally:
             if self._already_cancelled:  # type: ignore[attr-defined]
-                self.end_lease("requeue")  # taken from its process by a lost connection
+                self._end_cancelled()
             elif self._lease_early:
                 self.end_lease(*self._lease_end)
 
-    def _end_for(self, exc: BaseException) -> tuple[str, str | None]:
-        """Return the status and error a row ends with for what its task raised."""
-        if isinstance(exc, Retry):
-            return "completed", None  # unless it continues, which it does in the same queue
-        if isinstance(exc, Ignore):
-            return self._end_ignored(exc)
-        if isinstance(exc, Terminated):
-            return "cancelled", "terminated"
-        if isinstance(exc, Reject):
-            return "failed", f"rejected: {exc.reason}"
-        if self._lease_dying:
-            return "failed", f"worker lost: {exc}"
-        return "failed", repr(exc)
+    def _end_cancelled(self) -> None:
+        """End a task that was taken from its process by a lost connection or a cold shutdown."""
+        if self._lease_early and not self._lease_over:
+            self._store_failure(WorkerLostError(_KILLED))
+            self.end_lease("failed", _KILLED)
+        else:
+            self.end_lease("requeue")
 
-    def _end_ignored(self, exc: Ignore) -> tuple[str, str | None]:
-        """Follow the state the task has stored itself, else completed."""
-        reason = "replaced" if str(exc).startswith("Replaced") else None
-        if self._ignore_result:  # type: ignore[attr-defined]
-            return "completed", reason
-        stored = self.task.backend.get_state(self.id)  # type: ignore[attr-defined]
-        return _ENDED_AS.get(stored, "completed"), reason
+    def _announce_cancelled(self, *args: Any, **kwargs: Any) -> None:
+        super()._announce_cancelled(*args, **kwargs)  # type: ignore[misc]
+        if self._lease_killed:
+            self._end_cancelled()
 
     def on_timeout(self, soft: bool, timeout: float) -> None:
-        """End a task that was stopped by its hard time limit; one acknowledged late may go back."""
+        """End a task that was stopped by its hard time limit; one acknowledged late may go back.
+
+        One that runs again has no result yet, and its death is counted.
+        """
         if self.lease_channel is None or soft:
             super().on_timeout(soft, timeout)  # type: ignore[misc]
             return
         task = self.task  # type: ignore[attr-defined]
-        self._lease_dying = True
+        if task.acks_late and not getattr(task, "acks_on_timeout", task.acks_on_failure_or_timeout):
+            state.task_ready(self)
+            logger.error("Hard time limit (%ss) exceeded for %s", timeout, self)
+            self._lease_dying = True
+            self.reject(requeue=True)
+            return
+        if self._lease_timed_out:
+            self._context.errbacks = None  # type: ignore[attr-defined]  # on_failure called them
         self._lease_end = ("failed", f"hard time limit ({timeout}s) exceeded")
-        acks = getattr(task, "acks_on_timeout", task.acks_on_failure_or_timeout)
-        if task.acks_late and not acks:
-            self._context.sqlite_delivery = None  # type: ignore[attr-defined]  # it runs again
         super().on_timeout(soft, timeout)  # type: ignore[misc]
         if self._lease_early:
             self.end_lease(*self._lease_end)
@@ -299,44 +299,21 @@ def _ending_last(on_success: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(on_success)
     def ending(self: Any, failed__retval__runtime: Any, **kwargs: Any) -> Any:
+        if isinstance(failed__retval__runtime, ExceptionInfo):
+            # what pools of threads and greenlets make of a SystemExit, and Celery cannot unpack
+            return self.on_failure(failed__retval__runtime)
+        if failed__retval__runtime[0] is False and self.lease_channel is not None:
+            # a pool of greenlets has killed it; the trace's own is 0 or 1. Whoever had it killed
+            # announces why, and that ends it.
+            state.task_ready(self)
+            self._lease_killed = True
+            return None
         result = on_success(self, failed__retval__runtime, **kwargs)
         if self._lease_early:
             self.end_lease(*self._lease_end)
         return result
 
     return ending
-
-
-def _starting_first(execute: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap ``execute_using_pool`` so that in prefork the start is recorded before it."""
-
-    @functools.wraps(execute)
-    def execute_using_pool(self: Any, pool: Any, **kwargs: Any) -> Any:
-        channel = self.lease_channel
-        if channel is None or not isinstance(pool, PreforkPool) or self._lease_started:
-            return execute(self, pool, **kwargs)
-        if self.revoked():
-            raise TaskRevokedError(self.id)
-        try:
-            self.begin(channel)
-        except (QueueBusyError, QueueDiskError) as exc:
-            self.say_waiting(exc)
-            hub = get_event_loop()
-            if hub is not None:
-                hub.call_later(_RETRY_AFTER_S, _execute_later, self, pool, channel)  # type: ignore[no-untyped-call]
-                return None
-            self._begin_until_written(channel)
-        return execute(self, pool, **kwargs)
-
-    return execute_using_pool
-
-
-def _execute_later(request: Any, pool: Any, channel: Channel) -> None:
-    """Try again what could not be started; a task refused then gives its process back."""
-    try:
-        request.execute_using_pool(pool)
-    except TaskRevokedError:
-        channel.on_refused()
 
 
 @functools.cache

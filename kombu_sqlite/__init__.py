@@ -6,7 +6,7 @@ Rooms, from the ground up; each imports only from those above it:
 - ``location``, ``sql``, ``checkpoints``, ``older``, ``schema``, ``forking``, ``translating``,
   ``handles``, ``database``: one file, its connections, its transactions.
 - ``models``, ``routing``, ``topology``: rows, and which queue a message goes to.
-- ``bells``, ``keys``, ``stories``, ``publishing``, ``foreign``, ``deliveries``, ``revocations``,
+- ``bells``, ``keys``, ``stories``, ``deliveries``, ``publishing``, ``foreign``, ``revocations``,
   ``cancelling``, ``claims``, ``settler``: messages in, out and ended.
 - ``results``, ``chords``, ``owed``: what a result backend keeps, and ends that owe it something.
 - ``sessions``, ``waiting``, ``leases``, ``watcher``, ``housekeeping``, ``upkeep``: who is alive,
@@ -45,6 +45,7 @@ from .statistics import Percentiles, Statistics, WindowStatistics
 from .store import Store, open_store
 from .transport import Transport
 from .waiting import ResultWatcher, Waiter
+from .watcher import LogMark
 
 __all__ = (
     "CancelledRow",
@@ -52,6 +53,7 @@ __all__ = (
     "DuplicateTask",
     "IdempotencyConflict",
     "LeaseLost",
+    "LogMark",
     "Options",
     "Percentiles",
     "QueueBusyError",

@@ -253,10 +253,16 @@ class ConsumingChannel(DeclaringChannel):
         self._expecting = True
 
     def look(self) -> bool:
-        """Return whether there is something to claim; a read."""
+        """Return whether there is something to claim; a read.
+
+        A lost session is claimed with as well: nobody rings its bells any more, and the claim tells
+        the application to connect again.
+        """
         if self._active_queues and not self._starved:
-            self._expecting = self._expecting or self.store.claims.has_ready(
-                self._active_queues, self.store.options.capabilities
+            self._expecting = (
+                self._expecting
+                or self.store.retired
+                or self.store.claims.has_ready(self._active_queues, self.store.options.capabilities)
             )
         return self._expecting
 

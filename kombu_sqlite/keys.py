@@ -16,7 +16,7 @@ from .log import logger
 from .models import Envelope, IdempotencyKey
 from .sql import statement
 
-__all__ = ("SCOPES", "Holder", "find_holder", "reclaim_key", "take_key")
+__all__ = ("SCOPES", "Holder", "find_holder", "move_key", "reclaim_key", "take_key")
 
 #: How long a key holds, beside a number of seconds.
 SCOPES = ("row", "end")
@@ -89,6 +89,13 @@ def take_key(handle: Handle, key: IdempotencyKey, envelope: Envelope, row_id: in
             "expires_at": None if seconds is None else after_text(seconds),
         },
     )
+
+
+def move_key(handle: Handle, key: str, row_id: int, to: int) -> None:
+    """Let another row hold a row's key, on the same terms."""
+    handle.run(statement("free_row_key"), {"id": row_id})
+    handle.run(statement("set_row_key"), {"id": to, "key": key})
+    handle.run(statement("move_key"), {"id": row_id, "to": to, "key": key})
 
 
 def reclaim_key(handle: Handle, row_id: int, type: str, headers: bytes | None, now: str) -> None:

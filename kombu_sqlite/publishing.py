@@ -10,9 +10,10 @@ from typing import Any
 from .bells import UPKEEP_BELL, BellBoard
 from .clock import after_text, to_text
 from .database import Database
+from .deliveries import end_values
 from .errors import DuplicateTask, LeaseLost, QueueDiskError
 from .handles import Handle, execute_many
-from .keys import Holder, find_holder, take_key
+from .keys import Holder, find_holder, move_key, take_key
 from .log import logger
 from .models import Envelope
 from .routing import Queue, Topology, meets
@@ -115,7 +116,8 @@ class Publisher:
             soon = False
             for exchange, routing_key, envelope in messages:
                 holder = None if envelope.key is None else self._holder(handle, envelope, now_s)
-                for name in topology.route(exchange, routing_key):
+                names = list(topology.route(exchange, routing_key))
+                for name in names:
                     queue = topology.queues.get(name)
                     if queue is None:  # nobody has declared it yet; the message must not get lost
                         if not envelope.persistent:
@@ -123,9 +125,7 @@ class Publisher:
                         queue = Queue(name)
                         self._topology.insert_queue(handle, queue)
                         topology = self._topology.current(handle)
-                    if envelope.continues is None or not self._continue(
-                        handle, queue, envelope, now_s
-                    ):
+                    if not self._continue(handle, queue, envelope, names, now_s):
                         self._insert(handle, queue, envelope, now_s)
                         if envelope.key is not None and not queue.transient:
                             holder = self._keep_key(handle, envelope, holder)
@@ -161,9 +161,14 @@ class Publisher:
             row = handle.one(statement("get_task_id"), values)
         duplicate.task_id = None if row is None else row[0]
 
-    def _keep_key(self, handle: Handle, envelope: Envelope, holder: Holder | None) -> Holder:
-        """Give the key to the row just inserted, or make that a follower of the key's holder."""
+    def _keep_key(self, handle: Handle, envelope: Envelope, holder: Holder | None) -> Holder | None:
+        """Give the key to the row just inserted, or make that a follower of the key's holder.
+
+        A copy of a task's next run takes no key: the run itself has it.
+        """
         assert envelope.key is not None
+        if envelope.continues is not None:
+            return None
         row_id = handle.last_row_id()
         if holder is None:
             take_key(handle, envelope.key, envelope, row_id)
@@ -172,30 +177,51 @@ class Publisher:
             handle.run(statement("mark_follower"), {"id": row_id, "follows": holder.row_id})
         return holder
 
-    def _continue(self, handle: Handle, queue: Queue, envelope: Envelope, now_s: float) -> bool:
-        """Publish a task's next run into its own row; return False where it must be a new row.
+    def _continue(
+        self, handle: Handle, queue: Queue, envelope: Envelope, names: list[str], now_s: float
+    ) -> bool:
+        """Publish a task's next run; return False where it is no next run but a new task.
+
+        In its own queue the next run is the same row. In another queue it is a new one, which takes
+        the key over and, where a cancel was asked for, ends cancelled as the row itself would.
+
+        Arguments:
+            names: every queue the message goes to.
 
         Raises:
-            LeaseLost: the delivery it is published under belongs to somebody else by now.
+            LeaseLost: the delivery it is published under belongs to somebody else by now, or was
+                ended by somebody else.
         """
         tag = envelope.continues
-        assert tag is not None
-        row = handle.one(statement("get_continued"), {"id": tag.row_id})
-        if row is None:
+        row = None if tag is None else handle.one(statement("get_continued"), {"id": tag.row_id})
+        if tag is None or row is None:
             return False
-        delivery_no, status, name, cancel_requested = row
-        if delivery_no != tag.delivery_no:
+        delivery_no, status, name, cancel_requested, taken, key = row
+        if delivery_no != tag.delivery_no or taken:
             raise LeaseLost(
-                f"Delivery {tag} belongs to somebody else by now; its next run was not published."
+                f"Delivery {tag} belongs to somebody else by now, or is {status}; its next run was "
+                "not published."
             )
-        if status != "processing" or name != queue.name:
+        if status != "processing" or (name != queue.name and name in names):
             return False
-        values = self._values(queue, envelope, now_s)
-        handle.run(statement("continue_row"), {**values, "id": tag.row_id})
         told = self._database.options.task_log
         tell(handle, told, tag.row_id, "info", "published again by its run", envelope.run_after)
-        if cancel_requested:
-            values = {"id": tag.row_id, "now": to_text(now_s), "error": "revoked"}
+        row_id = tag.row_id
+        if name == queue.name:
+            values = self._values(queue, envelope, now_s)
+            handle.run(statement("continue_row"), {**values, "id": row_id})
+        else:
+            # with it the row ends: killed before it says so, its worker must not run it again
+            moved = end_values(tag, "completed", f"published again in {queue.name}", to_text(now_s))
+            handle.run(statement("end_delivery"), moved)
+            self._insert(handle, queue, envelope, now_s)
+            if queue.transient:
+                return True
+            row_id = handle.last_row_id()
+            if key is not None:
+                move_key(handle, key, tag.row_id, row_id)
+        if cancel_requested == 1:
+            values = {"id": row_id, "now": to_text(now_s), "error": "revoked"}
             handle.run(statement("cancel_found"), values)
         return True
 

@@ -12,10 +12,10 @@ from .chords import Chords
 from .claims import Claimant, Claims
 from .clock import now_text, to_text
 from .database import Database
-from .deliveries import Deliveries
+from .deliveries import Deliveries, Start
 from .errors import QueueBusyError, QueueDatabaseError, QueueReplacedError, SessionLost
 from .log import logger
-from .models import Delivery, Envelope, Settlement, Task
+from .models import Delivery, DeliveryTag, Envelope, Settlement, Task
 from .options import Options
 from .owed import OwedEnds
 from .publishing import Publisher, Ringer
@@ -123,6 +123,24 @@ class Store(Shared):
         lost, requeued = self.deliveries.settle(settlements)
         self.ring(requeued)
         return lost
+
+    def settle_and_start(self, starts: Sequence[Start]) -> set[DeliveryTag]:
+        """Commit the ends so far and the begin of executions in one transaction.
+
+        Returns:
+            The tags that may run; the others were lost or cancelled.
+        """
+        pending = self.settler.take()
+        try:
+            with self.database.transaction(CLAIM_WAIT_S) as handle:
+                lost, requeued = self.deliveries.settle_within(handle, pending)
+                started = self.deliveries.start_within(handle, starts)
+        except BaseException:
+            self.settler.put_back(pending)
+            raise
+        self.settler.report(lost)
+        self.ring(requeued)
+        return started
 
     def settle_and_claim(
         self, claimant: Claimant, queues: Sequence[str], limit: int

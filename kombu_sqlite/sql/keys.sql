@@ -19,6 +19,10 @@ VALUES (:key, :type, :id, :task_id, :scope, :expires_at)
 ON CONFLICT (key) DO UPDATE SET type = :type, row_id = :id, task_id = :task_id, scope = :scope,
     expires_at_utc = :expires_at;
 
+-- name: move_key
+-- Lets the terms on which a row holds a key hold for another row.
+UPDATE idempotency_keys SET row_id = :to WHERE key = :key AND row_id = :id;
+
 -- name: mark_follower
 -- Makes a row just published wait for the end of another one instead of being executed.
 UPDATE task_queue SET follows = :follows, run_after_utc = '9999-12-31 23:59:59.000'

@@ -175,8 +175,13 @@ WHERE id = :id AND delivery_no = :delivery_no AND status = 'processing'
 RETURNING queue;
 
 -- name: get_continued
--- What a publish under a live delivery would continue.
-SELECT delivery_no, status, queue, cancel_requested FROM task_queue WHERE id = :id;
+-- What a publish under a live delivery would continue, and whether somebody else has ended it.
+SELECT delivery_no, status, queue, cancel_requested,
+       status = 'cancelled' OR (status = 'failed'
+           AND (error_message LIKE 'worker lost: %'
+                OR error_message LIKE 'delivery attempts exhausted: %')),
+       idempotency_key
+FROM task_queue WHERE id = :id;
 
 -- name: continue_row
 -- Publishes the next run of a task into its own row: a retry, a replacement, a run after a lost

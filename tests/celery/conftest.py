@@ -26,8 +26,9 @@ SEARCH = [str(HERE)] if "site-packages" in PACKAGES.parts else [str(HERE), str(P
 class Lab:
     """A broker file, a ledger, and the processes on them."""
 
-    def __init__(self, folder: Path, query: str = "") -> None:
+    def __init__(self, folder: Path, query: str = "", module: str = "app") -> None:
         self.folder = folder
+        self.module = module
         self.path = str(folder / "queue.db")
         self.ledger = folder / "ledger"
         self.url = f"sqlite:///{self.path}{query}"
@@ -43,15 +44,15 @@ class Lab:
         self.database = QueueDatabase(self.path)
         os.environ.update(TEST_BROKER=self.url, TEST_LEDGER=str(self.ledger))
         sys.path.insert(0, str(HERE))
-        sys.modules.pop("app", None)
-        self.tasks = importlib.import_module("app")
+        sys.modules.pop(module, None)
+        self.tasks = importlib.import_module(module)
         self.app = self.tasks.app
 
     def celery(self, *arguments: str, log: str = "celery.log") -> subprocess.Popen[str]:
         """Start a ``celery`` command."""
         output = open(self.folder / log, "a", encoding="utf-8")  # noqa: SIM115 - the process's
         process = subprocess.Popen(
-            [sys.executable, "-m", "celery", "-A", "app", *arguments],
+            [sys.executable, "-m", "celery", "-A", self.module, *arguments],
             env=self.environment,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -66,7 +67,7 @@ class Lab:
     def run(self, *arguments: str) -> str:
         """Run a ``celery`` command to its good end; return what it prints."""
         done = subprocess.run(
-            [sys.executable, "-m", "celery", "-A", "app", *arguments],
+            [sys.executable, "-m", "celery", "-A", self.module, *arguments],
             env=self.environment,
             cwd=self.folder,
             capture_output=True,
@@ -175,8 +176,8 @@ def make_lab(tmp_path: Path) -> Iterator[Callable[..., Lab]]:
     """Make a lab whose URL has options."""
     made: list[Lab] = []
 
-    def make(query: str = "") -> Lab:
-        made.append(Lab(tmp_path, query))
+    def make(query: str = "", module: str = "app") -> Lab:
+        made.append(Lab(tmp_path, query, module))
         return made[-1]
 
     yield make
@@ -193,6 +194,23 @@ def station(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         yield lab
     finally:
         lab.close()
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """A lab whose app keeps results in the file, with a prefork worker of two processes."""
+    lab = Lab(tmp_path_factory.mktemp("home"), module="living")
+    try:
+        lab.worker("-c", "2")
+        yield lab
+    finally:
+        lab.close()
+
+
+@pytest.fixture
+def house(make_lab: Callable[..., Lab]) -> Lab:
+    """A lab whose app keeps results in the file, without a worker."""
+    return make_lab(module="living")
 
 
 @pytest.fixture

@@ -126,7 +126,7 @@ def test_what_was_only_prefetched_counts_no_death(
         body = (
             "store = Store(Options(db.path))\n"
             "ds = store.claim(store.claimant(started=False), ['celery'], 2)\n"
-            "store.deliveries.start([ds[0].tag]); print('held', flush=True); input()"
+            "store.deliveries.start([(ds[0].tag, False)]); print('held', flush=True); input()"
         )
         victim = child(body)
         assert victim.line() == "held"

@@ -1,0 +1,56 @@
+"""Tells how a row ends for what its task has raised."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from billiard.exceptions import Terminated
+from celery import VERSION, states
+from celery.exceptions import Ignore, Reject, Retry, TimeLimitExceeded, WorkerLostError
+from celery.utils.log import get_logger
+
+__all__ = ("DEADLY", "REJECTIONS_ARE_STORED", "End", "end_of")
+
+logger = get_logger(__name__)
+
+#: A status and why.
+End = tuple[str, str | None]
+
+#: What an execution raises that took its process with it.
+DEADLY = (WorkerLostError, TimeLimitExceeded, SystemExit, KeyboardInterrupt)
+
+#: Whether Celery itself stores a failure for a task that rejects its message for good.
+REJECTIONS_ARE_STORED = VERSION[:2] >= (5, 7)
+
+_ENDED_AS = {states.FAILURE: "failed", states.REVOKED: "cancelled"}
+
+
+def end_of(request: Any, exc: BaseException) -> End:
+    """Return the status and error a row ends with for what its task raised; raises nothing."""
+    if isinstance(exc, Retry):
+        return "completed", None  # unless it continues, which it does in the same queue
+    if isinstance(exc, Ignore):
+        return _end_ignored(request, exc)
+    if isinstance(exc, Terminated):
+        return "cancelled", "terminated"
+    if isinstance(exc, Reject):
+        return "failed", f"rejected: {exc.reason}"
+    if isinstance(exc, DEADLY) and not isinstance(exc, TimeLimitExceeded):
+        return "failed", f"worker lost: {exc}"
+    return "failed", repr(exc)
+
+
+def _end_ignored(request: Any, exc: Ignore) -> End:
+    """Follow the state the task has stored itself, else completed."""
+    if str(exc).startswith("Replaced"):
+        return "completed", "replaced"  # whatever the replacement has come to meanwhile
+    if request.ignore_result:
+        return "completed", None
+    try:
+        stored = request.task.backend.get_state(request.id)
+    except NotImplementedError:
+        return "completed", None  # results are disabled
+    except Exception as unread:  # noqa: BLE001 - whatever a backend holds, the row must end
+        logger.warning("The state of ignored task %s cannot be read: %r", request.id, unread)
+        return "completed", None
+    return _ENDED_AS.get(stored, "completed"), None
