@@ -26,8 +26,9 @@ SEARCH = [str(HERE)] if "site-packages" in PACKAGES.parts else [str(HERE), str(P
 class Lab:
     """A broker file, a ledger, and the processes on them."""
 
-    def __init__(self, folder: Path, query: str = "") -> None:
+    def __init__(self, folder: Path, query: str = "", module: str = "app") -> None:
         self.folder = folder
+        self.module = module
         self.path = str(folder / "queue.db")
         self.ledger = folder / "ledger"
         self.url = f"sqlite:///{self.path}{query}"
@@ -43,15 +44,16 @@ class Lab:
         self.database = QueueDatabase(self.path)
         os.environ.update(TEST_BROKER=self.url, TEST_LEDGER=str(self.ledger))
         sys.path.insert(0, str(HERE))
-        sys.modules.pop("app", None)
-        self.tasks = importlib.import_module("app")
+        for name in ("app", module):
+            sys.modules.pop(name, None)
+        self.tasks = importlib.import_module(module)
         self.app = self.tasks.app
 
     def celery(self, *arguments: str, log: str = "celery.log") -> subprocess.Popen[str]:
         """Start a ``celery`` command."""
         output = open(self.folder / log, "a", encoding="utf-8")  # noqa: SIM115 - the process's
         process = subprocess.Popen(
-            [sys.executable, "-m", "celery", "-A", "app", *arguments],
+            [sys.executable, "-m", "celery", "-A", self.module, *arguments],
             env=self.environment,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -66,7 +68,7 @@ class Lab:
     def run(self, *arguments: str) -> str:
         """Run a ``celery`` command to its good end; return what it prints."""
         done = subprocess.run(
-            [sys.executable, "-m", "celery", "-A", "app", *arguments],
+            [sys.executable, "-m", "celery", "-A", self.module, *arguments],
             env=self.environment,
             cwd=self.folder,
             capture_output=True,
@@ -175,8 +177,8 @@ def make_lab(tmp_path: Path) -> Iterator[Callable[..., Lab]]:
     """Make a lab whose URL has options."""
     made: list[Lab] = []
 
-    def make(query: str = "") -> Lab:
-        made.append(Lab(tmp_path, query))
+    def make(query: str = "", module: str = "app") -> Lab:
+        made.append(Lab(tmp_path, query, module))
         return made[-1]
 
     yield make
