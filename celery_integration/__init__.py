@@ -1,8 +1,9 @@
 """Makes Celery complete on a queue file; ``celery`` commands load it by themselves.
 
-Rooms: ``continuing``, ``waiting``, ``chording``, ``backend`` (results), ``draining``, ``requests``
-(the life of a task in its row), ``owed`` (results of what the broker ended), ``control`` (cancel,
-revoke, retry), ``publishing`` (idempotency), ``bootsteps``, ``setting_up`` (``setup``), ``cli``.
+Rooms: ``continuing``, ``storing``, ``waiting``, ``chording``, ``backend`` (results), ``draining``,
+``requests`` (the life of a task in its row), ``owed`` (results of what the broker ended),
+``control`` (cancel, revoke, retry), ``publishing`` (idempotency), ``bootsteps``, ``setting_up``
+(``setup``), ``cli``.
 
 Importing it connects one ``worker_init`` receiver, which acts only on a worker whose broker is a
 queue file. Apps on another broker are untouched.
