@@ -144,9 +144,17 @@ class ResultWatcher:
 
     def _run(self, bell: Bell) -> None:
         idle_since = None
+        rung = False
         try:
             while True:
-                bell.sleep()
+                try:
+                    if rung:
+                        bell.clear()
+                    bell.sleep()
+                except ValueError:  # the board was closed, with its store
+                    with self._lock:
+                        self._thread = None
+                    return
                 try:
                     self._look()
                 except QueueDatabaseError as exc:
@@ -159,8 +167,7 @@ class ResultWatcher:
                     elif time.monotonic() - idle_since >= _IDLE_S:
                         self._thread = None
                         return
-                if _wait_readable(bell.fileno(), _NET_S if idle_since is None else _IDLE_S):
-                    bell.clear()
+                rung = _wait_readable(bell.fileno(), _NET_S)
         finally:
             bell.close()
             self._locks.release(_FIRST_BYTE + bell.number - FIRST_WAITER_BELL)

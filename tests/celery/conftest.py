@@ -187,14 +187,24 @@ def make_lab(tmp_path: Path) -> Iterator[Callable[..., Lab]]:
 
 
 @pytest.fixture(scope="module")
-def station(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    """A lab that the tests of one module share, with a prefork worker of two processes."""
-    lab = Lab(tmp_path_factory.mktemp("station"))
-    try:
-        lab.worker("-c", "2")
-        yield lab
-    finally:
+def make_station(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Lab]]:
+    """Make a lab with a worker that the tests of one module share."""
+    made: list[Lab] = []
+
+    def make(module: str, *arguments: str) -> Lab:
+        made.append(Lab(tmp_path_factory.mktemp("station"), module=module))
+        made[-1].worker(*arguments)
+        return made[-1]
+
+    yield make
+    for lab in reversed(made):
         lab.close()
+
+
+@pytest.fixture(scope="module")
+def station(make_station: Callable[..., Lab]) -> Lab:
+    """A lab that the tests of one module share, with a prefork worker of two processes."""
+    return make_station("app", "-c", "2")
 
 
 @pytest.fixture

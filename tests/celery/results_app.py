@@ -10,11 +10,16 @@ from typing import Any
 from app import app, write
 from celery import chain, chord, group
 from celery.exceptions import Ignore
+from kombu import Exchange, Queue
 
 app.conf.update(
     result_backend=os.environ.get("TEST_RESULTS") or os.environ["TEST_BROKER"],
     task_ignore_result=False,
     task_track_started=True,
+    task_queues=[
+        *app.conf.task_queues,
+        Queue("transient", Exchange("transient", durable=False), "transient", durable=False),
+    ],
 )
 
 task = functools.partial(app.task, shared=False)
@@ -155,6 +160,13 @@ def fatal(value: Any) -> Any:
     if not os.path.exists(marker):
         os.close(os.open(marker, os.O_CREAT, 0o600))
         os.kill(os.getpid(), 9)
+    return value
+
+
+@task(acks_late=True, reject_on_worker_lost=True)
+def surviving(value: Any) -> Any:
+    """Hand on, whatever dies meanwhile."""
+    time.sleep(0.002)
     return value
 
 
