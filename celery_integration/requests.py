@@ -270,9 +270,7 @@ class LeasedRequest:
             super().on_timeout(soft, timeout)  # type: ignore[misc]
             return
         task = self.task  # type: ignore[attr-defined]
-        if task.acks_late and not getattr(
-            task, "acks_on_timeout", task.acks_on_failure_or_timeout
-        ):
+        if task.acks_late and not getattr(task, "acks_on_timeout", task.acks_on_failure_or_timeout):
             state.task_ready(self)
             logger.error("Hard time limit (%ss) exceeded for %s", timeout, self)
             self._lease_dying = True

@@ -253,9 +253,7 @@ class ConsumingChannel(DeclaringChannel):
             self._expecting = (
                 self._expecting
                 or self.store.retired
-                or self.store.claims.has_ready(
-                    self._active_queues, self.store.options.capabilities
-                )
+                or self.store.claims.has_ready(self._active_queues, self.store.options.capabilities)
             )
         return self._expecting
 

@@ -150,9 +150,7 @@ class Deliveries:
             tell(handle, self._database.options.task_log, tag.row_id, "info", reason)
             row = handle.one(statement("get_delivery_state"), {"id": tag.row_id})
             yield (
-                row is not None
-                and row[0] == tag.delivery_no
-                and row[1] in ("queued", "processing")
+                row is not None and row[0] == tag.delivery_no and row[1] in ("queued", "processing")
             )
 
     def is_running(self, tag: DeliveryTag) -> bool:

@@ -11,6 +11,7 @@ from celery.exceptions import TaskRevokedError
 
 import celery_integration
 
+
 def open_gate(lab: Any, name: str) -> None:
     """Let a task that waits for a gate go on."""
     Path(f"{lab.ledger}-{name}").touch()

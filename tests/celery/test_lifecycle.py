@@ -158,7 +158,12 @@ def test_a_task_that_rejects_itself_with_requeue_runs_again(home: Any) -> None:
 
 @pytest.mark.parametrize(
     ("state", "status"),
-    [(None, "completed"), ("SUCCESS", "completed"), ("FAILURE", "failed"), ("REVOKED", "cancelled")],
+    [
+        (None, "completed"),
+        ("SUCCESS", "completed"),
+        ("FAILURE", "failed"),
+        ("REVOKED", "cancelled"),
+    ],
 )
 def test_an_ignored_task_follows_the_state_it_has_stored(
     home: Any, state: str | None, status: str
@@ -248,9 +253,7 @@ def test_retry_on_worker_lost_continues_the_row(home: Any, name: str | None) -> 
 def test_a_time_limit_fails_a_task(home: Any, name: str, soft: bool) -> None:
     """Soft and hard, acknowledged early and late."""
     limits = {"soft_time_limit": 0.5} if soft else {"time_limit": 0.5}
-    result = home.app.tasks[f"living.{name}"].apply_async(
-        link_error=home.tasks.heard.s(), **limits
-    )
+    result = home.app.tasks[f"living.{name}"].apply_async(link_error=home.tasks.heard.s(), **limits)
     assert outcome(result) == ("SoftTimeLimitExceeded" if soft else "TimeLimitExceeded")
     row = ended(home, result)
     assert (row.status, row.attempts) == ("failed", 1)

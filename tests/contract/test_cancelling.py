@@ -154,9 +154,7 @@ def test_stamps_reach_rows_and_messages_to_come(store: Store, database: QueueDat
     assert [delivery.task_id for delivery in claim(store)] == ["c", "e", "g"]
 
 
-def test_what_was_put_back_runs_though_it_is_revoked(
-    store: Store, database: QueueDatabase
-) -> None:
+def test_what_was_put_back_runs_though_it_is_revoked(store: Store, database: QueueDatabase) -> None:
     """By id and by stamp; a later revoke counts again."""
     store.canceller.cancel_tasks(["one"], "why", 60)
     store.canceller.cancel_stamped({"customer": ["x"]}, "why", 60)

@@ -100,13 +100,14 @@ def test_copies_of_one_message_do_not_follow_each_other(
             store.topology.insert_queue(handle, Queue(name))
     publish(store, keyed("k", "one"), queue="a")
     publish(store, keyed("k", "one"), queue="b")
-    assert rows(database, "queue, idempotency_key, follows") == [("a", "k", None), ("b", None, None)]
+    assert rows(database, "queue, idempotency_key, follows") == [
+        ("a", "k", None),
+        ("b", None, None),
+    ]
     assert claim(store, "a").task_id == claim(store, "b").task_id == "one"
 
 
-@pytest.mark.parametrize(
-    ("scope", "free"), [("row", False), ("end", True)], ids=["row", "end"]
-)
+@pytest.mark.parametrize(("scope", "free"), [("row", False), ("end", True)], ids=["row", "end"])
 @pytest.mark.parametrize("status", ["completed", "failed", "cancelled"])
 def test_a_scope_says_whether_an_end_frees_the_key(
     store: Store, database: QueueDatabase, scope: str, status: str, free: bool
