@@ -11,6 +11,7 @@ from typing import Any
 
 from celery.utils.functional import maybe_list
 from celery.utils.imports import symbol_by_name
+from celery.utils.log import get_logger
 from celery.worker import state
 
 from kombu_sqlite import CancelledRow, Store, Task, Transport, open_store
@@ -18,6 +19,8 @@ from kombu_sqlite import CancelledRow, Store, Task, Transport, open_store
 from .owed import pay
 
 __all__ = ("CancelOutcome", "DurableControl", "cancel", "cancel_many", "combine_control", "retry")
+
+logger = get_logger(__name__)
 
 _CANCELLED = "cancelled"
 
@@ -166,12 +169,20 @@ def _follow_up(
     running = []
     for row in rows:
         if row.status == _CANCELLED:
-            pay(app, store, row.row_id, tell or _teller(app), asked=True)
+            _pay_or_leave(app, store, row.row_id, tell or _teller(app))
         elif row.status == "running" and row.task_id is not None:
             running.append(row.task_id)
     if terminate and running:
         arguments = {"task_id": running, "terminate": True, "signal": signal}
         app.control.broadcast("revoke", arguments=arguments)
+
+
+def _pay_or_leave(app: Any, store: Store, row_id: int, tell: Tell | None) -> None:
+    """Store a cancelled row's result; what fails is left to the workers, and the cancel stands."""
+    try:
+        pay(app, store, row_id, tell, asked=True)
+    except Exception as exc:  # noqa: BLE001 - a backend may raise anything
+        logger.warning("The result of cancelled row %s is left to a worker: %r", row_id, exc)
 
 
 def _teller(app: Any) -> Tell | None:

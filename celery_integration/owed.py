@@ -32,6 +32,11 @@ logger = get_logger(__name__)
 _INTERVAL_S = 0.5
 _BATCH = 100
 
+#: A result that could not be stored is tried again after this long, one of a task that this
+#: application does not know later: its own workers store it.
+_AGAIN_AFTER_S = 2.0
+_OTHERS_AGAIN_AFTER_S = 60.0
+
 #: A chord complete for so long has lost its finisher.
 _CHORD_LATE_S = 5.0
 _CHORDS_INTERVAL_S = 2.0
@@ -54,7 +59,7 @@ class Payer(threading.Thread):
         self._stopped = threading.Event()
         self._chords_at = 0.0
         self._again = True  # something is left to do from the last turn
-        self._passed_over: set[int] = set()  # what this worker cannot pay
+        self._passed_over: dict[int, float] = {}  # row -> not to be tried again before
 
     def run(self) -> None:
         """Pay until stopped."""
@@ -84,7 +89,7 @@ class Payer(threading.Thread):
             self._again = True
             logger.warning("Results that are owed wait for the file: %s", exc)
         except Exception:
-            logger.exception("A result that is owed could not be stored")
+            logger.exception("A result that is owed could not be stored; it is tried again")
 
     def pay_all(self) -> None:
         """Store the result of every marked row of this application's tasks.
@@ -97,22 +102,20 @@ class Payer(threading.Thread):
             found = self._store.owed.find(after, _BATCH)
             owed.update(found)
             for row_id in found:
-                if row_id not in self._passed_over:
+                if self._passed_over.get(row_id, 0.0) <= time.monotonic():
                     self._guarded(functools.partial(self._pay, row_id))
             if len(found) < _BATCH:
                 break
             after = found[-1]
-        self._passed_over &= owed
+        if not self._stopped.is_set():
+            for row_id in set(self._passed_over) - owed:
+                del self._passed_over[row_id]
+        self._again = self._again or bool(self._passed_over)
 
     def _pay(self, row_id: int) -> None:
-        try:
-            if not pay(self._app, self._store, row_id, self._tell):
-                self._passed_over.add(row_id)
-        except QueueDatabaseError:
-            raise
-        except Exception:
-            self._passed_over.add(row_id)  # until another worker, or this one begun anew, tries
-            raise
+        self._passed_over[row_id] = time.monotonic() + _AGAIN_AFTER_S  # in case that it fails
+        if not pay(self._app, self._store, row_id, self._tell):
+            self._passed_over[row_id] = time.monotonic() + _OTHERS_AGAIN_AFTER_S
 
     def finish_chords(self) -> None:
         """Publish the bodies of chords whose last part's worker has died before it could."""

@@ -268,10 +268,7 @@ class LeasedRequest:
             self._end_cancelled()
 
     def on_timeout(self, soft: bool, timeout: float) -> None:
-        """End a task that was stopped by its hard time limit; one acknowledged late may go back.
-
-        One that runs again has no result yet, and its death is counted.
-        """
+        """End a task that was stopped by its hard time limit; one that runs again has no result."""
         if self.lease_channel is None or soft:
             super().on_timeout(soft, timeout)  # type: ignore[misc]
             return
@@ -303,8 +300,7 @@ def _ending_last(on_success: Callable[..., Any]) -> Callable[..., Any]:
             # what pools of threads and greenlets make of a SystemExit, and Celery cannot unpack
             return self.on_failure(failed__retval__runtime)
         if failed__retval__runtime[0] is False and self.lease_channel is not None:
-            # a pool of greenlets has killed it; the trace's own is 0 or 1. Whoever had it killed
-            # announces why, and that ends it.
+            # killed as a greenlet (a trace says 0 or 1): who had it killed announces why, and ends
             state.task_ready(self)
             self._lease_killed = True
             return None

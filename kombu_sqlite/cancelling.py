@@ -67,7 +67,7 @@ class Canceller:
             if not queues:
                 return None
             task_id = None if row[3] is None else readable(row[3])
-            reclaim_key(handle, row_id, row[1], row[4], now)
+            reclaim_key(handle, row_id, row[1], task_id, row[4], now)
             handle.run(statement("delete_result"), {"task_id": task_id})
             handle.run(statement("delete_revocation"), {"value": task_id})
             tell(handle, self._told, row_id, "info", f"put back after it had {row[0]}")

@@ -253,7 +253,7 @@ class Claims:
                 return None
             expires_at = expires_at and normal_time(expires_at)
         reason = "expired" if isinstance(expires_at, str) and expires_at <= now else None
-        if cancel_requested or row_id in revoked:
+        if cancel_requested == 1 or (row_id in revoked and cancel_requested == 0):
             reason = "revoked"
         if reason is not None:
             handle.run(statement("cancel_found"), {"id": row_id, "now": now, "error": reason})

@@ -13,7 +13,7 @@ from .clock import after_text
 from .errors import IdempotencyConflict
 from .handles import Handle
 from .log import logger
-from .models import Envelope, IdempotencyKey
+from .models import IdempotencyKey
 from .sql import statement
 
 __all__ = ("SCOPES", "Holder", "find_holder", "move_key", "reclaim_key", "take_key")
@@ -74,17 +74,19 @@ def _arguments(payload: Any) -> Any:
     return found[:2] if isinstance(found, list) else found
 
 
-def take_key(handle: Handle, key: IdempotencyKey, envelope: Envelope, row_id: int) -> None:
-    """Give a free key to the row just inserted."""
+def take_key(
+    handle: Handle, key: IdempotencyKey, type: str, task_id: str | None, row_id: int
+) -> None:
+    """Give a free key to a row, on the terms of its scope; seconds count from now."""
     handle.run(statement("set_row_key"), {"id": row_id, "key": key.text})
     seconds = None if key.scope in SCOPES else float(key.scope)
     handle.run(
         statement("upsert_key"),
         {
             "key": key.text,
-            "type": envelope.type,
+            "type": type,
             "id": row_id,
-            "task_id": envelope.task_id,
+            "task_id": task_id,
             "scope": "seconds" if seconds is not None else key.scope,
             "expires_at": None if seconds is None else after_text(seconds),
         },
@@ -98,23 +100,24 @@ def move_key(handle: Handle, key: str, row_id: int, to: int) -> None:
     handle.run(statement("move_key"), {"id": row_id, "to": to, "key": key})
 
 
-def reclaim_key(handle: Handle, row_id: int, type: str, headers: bytes | None, now: str) -> None:
+def reclaim_key(
+    handle: Handle, row_id: int, type: str, task_id: str | None, headers: bytes | None, now: str
+) -> None:
     """Give a row that is put back the key of its message again, if it has lost it.
 
     Raises:
         IdempotencyConflict: the key belongs to another row by now.
     """
     try:
-        key = json.loads(headers or b"{}").get("idempotency_key")
-    except (ValueError, AttributeError):
-        return
-    if not isinstance(key, str):
-        return
-    holder = find_holder(handle, key, type, None, now)
+        found = json.loads(headers or b"{}")
+        key = IdempotencyKey(found["idempotency_key"], str(found.get("idempotency_scope", "row")))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return  # it has none
+    holder = find_holder(handle, key.text, type, None, now)
     if holder is None:
-        handle.run(statement("set_row_key"), {"id": row_id, "key": key})
+        take_key(handle, key, type, task_id, row_id)
     elif holder.row_id != row_id:
         raise IdempotencyConflict(
-            f"Idempotency key {key!r} of row {row_id} belongs to row {holder.row_id} (task id "
+            f"Idempotency key {key.text!r} of row {row_id} belongs to row {holder.row_id} (task id "
             f"{holder.task_id}) by now; end that one first."
         )

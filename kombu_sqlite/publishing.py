@@ -171,7 +171,7 @@ class Publisher:
             return None
         row_id = handle.last_row_id()
         if holder is None:
-            take_key(handle, envelope.key, envelope, row_id)
+            take_key(handle, envelope.key, envelope.type, envelope.task_id, row_id)
             return Holder(row_id, envelope.task_id)
         if holder.task_id != envelope.task_id:  # else a further copy of the same message
             handle.run(statement("mark_follower"), {"id": row_id, "follows": holder.row_id})

@@ -73,12 +73,13 @@ UPDATE task_queue SET
 WHERE id = :id AND status = 'queued';
 
 -- name: retry_ended
--- Puts a failed or cancelled row back into its queue with its deaths forgotten.
+-- Puts a failed or cancelled row back into its queue with its deaths forgotten. cancel_requested -1:
+-- ids and stamps revoked before do not count for it any more.
 UPDATE task_queue SET
     status = 'queued', updated_at_utc = :now, run_after_utc = min(run_after_utc, :now),
     finished_at_utc = NULL, error_message = NULL, deaths = 0, outcome_pending = 0,
     locked_by = NULL, lease_until_utc = NULL, reserved_at_utc = NULL,
-    processing_started_utc = NULL, expires_at_utc = NULL, cancel_requested = 0, acked_early = 0,
+    processing_started_utc = NULL, expires_at_utc = NULL, cancel_requested = -1, acked_early = 0,
     follows = NULL
 WHERE id = :id AND status IN ('failed', 'cancelled')
 RETURNING CAST(queue AS BLOB);

@@ -6,8 +6,10 @@ import functools
 import os
 import signal
 import time
+from pathlib import Path
 from typing import Any
 
+import celery
 from celery import Celery, chain, group
 from celery.exceptions import Ignore, Reject
 
@@ -18,7 +20,8 @@ app.conf.update(
     result_backend=os.environ.get("TEST_BACKEND", os.environ["TEST_BROKER"]),
     broker_connection_retry_on_startup=True,
     worker_cancel_long_running_tasks_on_connection_loss=bool(os.environ.get("TEST_CANCEL_ON_LOSS")),
-    worker_deduplicate_successful_tasks=True,
+    # where results are disabled Celery cannot look for one, and fails the task
+    worker_deduplicate_successful_tasks=os.environ.get("TEST_BACKEND") != "disabled://",
     worker_prefetch_multiplier=int(os.environ.get("TEST_PREFETCH", "4")),
     result_extended=True,
     task_acks_on_failure_or_timeout=True,
@@ -253,7 +256,69 @@ def publishes_twice(key: str) -> list[str]:
     return [add.apply_async((5, 5), idempotency_key=key).id for _ in range(2)]
 
 
-@task(bind=True, acks_late=True)
-def redelivered(self: Any, name: str) -> bool:
-    """Store its result, then kill its worker, once, before the ack."""
-    return bool(self.request.delivery_info["redelivered"])
+def kill_worker() -> None:
+    """Kill this worker, its pool's process and the main one."""
+    parent = os.getppid()
+    if os.environ["TEST_WORKER"] in Path(f"/proc/{parent}/cmdline").read_text(encoding="utf-8"):
+        os.kill(parent, signal.SIGKILL)
+    die()
+
+
+class Killing(celery.Task):  # type: ignore[misc]
+    """Kills its worker, the first time, in one of Celery's hooks."""
+
+    def on_retry(self, *args: Any, **kwargs: Any) -> None:
+        """Called when the next run is published and the state stored."""
+        if first_time("on_retry"):
+            kill_worker()
+
+    def on_success(self, *args: Any, **kwargs: Any) -> None:
+        """Called when the result is stored; the ack comes later."""
+        if first_time("on_success"):
+            kill_worker()
+
+    def on_failure(self, *args: Any, **kwargs: Any) -> None:
+        """As on_success, for a failure."""
+        if first_time("on_failure"):
+            kill_worker()
+
+
+@task(bind=True, max_retries=3)
+def killed_retrying(self: Any, where: str) -> int:
+    """Be killed right after the publish of its retry, or once its state is stored."""
+    write(f"try {self.request.retries}")
+    if self.request.retries:
+        return int(self.request.retries)
+    retry = self.retry(countdown=0, throw=False)
+    if where == "publish" and first_time("publish"):
+        kill_worker()
+    raise retry
+
+
+def end_as_told(self: Any, how: str) -> Any:
+    """Be killed in the hook that belongs to how it ends."""
+    write(how)
+    if how == "on_retry":
+        if self.request.retries:
+            return how
+        raise self.retry(countdown=0)
+    if how == "on_failure":
+        raise ValueError(how)
+    return how
+
+
+killed_in_hook = task(bind=True, base=Killing, name="living.killed_in_hook")(end_as_told)
+killed_in_hook_late = task(
+    bind=True, base=Killing, name="living.killed_in_hook_late", acks_late=True
+)(end_as_told)
+
+
+@task(bind=True)
+def killed_replacing(self: Any, how: str) -> None:
+    """Be killed right after its replacement is published."""
+    other = add.s(1, 2) if how == "plain" else chain(add.s(1, 2), add.s(10))
+    try:
+        self.replace(other)
+    finally:
+        if first_time("replace"):
+            kill_worker()

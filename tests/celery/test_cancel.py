@@ -1,0 +1,269 @@
+"""Cancelling, revoking and putting back: by rows, with a worker or without."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from celery import chain, chord
+from celery.exceptions import TaskRevokedError
+
+import celery_integration
+
+
+def open_gate(lab: Any, name: str) -> None:
+    """Let a task that waits for a gate go on."""
+    Path(f"{lab.ledger}-{name}").touch()
+
+
+def assert_revoked(result: Any, reason: str | None = None) -> None:
+    """The caller hears of it."""
+    with pytest.raises(TaskRevokedError, match=reason):
+        result.get(timeout=20)
+    assert result.state == "REVOKED"
+
+
+def settled(lab: Any) -> bool:
+    """Whether nothing runs and nothing is owed."""
+    busy = "SELECT count(*) FROM task_queue WHERE outcome_pending OR status = 'processing'"
+    return bool(lab.database.execute(busy)[0][0] == 0)
+
+
+def test_a_queued_task_is_cancelled_without_a_worker(house: Any) -> None:
+    """By task id and by row id; the caller is told at once, and no worker ever starts it."""
+    first, second = house.tasks.add.delay(1, 1), house.tasks.add.delay(2, 2)
+    later = house.tasks.add.apply_async((3, 3), countdown=3600)
+    outcome = celery_integration.cancel(house.app, first.id, reason="not wanted")
+    assert (outcome.status, outcome.row_id, outcome.task_id) == ("cancelled", 1, first.id)
+    assert_revoked(first, "not wanted")
+    assert celery_integration.cancel(house.app, 2).status == "cancelled"
+    assert_revoked(second)
+    later.revoke()
+    assert_revoked(later)
+    again = celery_integration.cancel(house.app, first.id)
+    assert (again.status, again.row_id) == ("cancelled", 1)
+    house.worker("-P", "solo")
+    assert house.tasks.add.delay(5, 5).get(timeout=20) == 10
+    assert house.lines() == ["sum 10"]
+    row = house.database.get(first.id)
+    assert (row.status, row.error_message, row.attempts) == ("cancelled", "not wanted", 0)
+
+
+def test_many_are_cancelled_by_queue_type_and_age(house: Any) -> None:
+    """Every filter given must match."""
+    for number in range(3):
+        house.tasks.add.delay(number, 1)
+        house.tasks.add.apply_async((number, 1), queue="other")
+    house.tasks.gated.delay("one")
+    assert celery_integration.cancel_many(house.app, queue="celery", older_than_s=3600) == []
+    found = celery_integration.cancel_many(house.app, queue="other")
+    assert [outcome.status for outcome in found] == ["cancelled"] * 3
+    found = celery_integration.cancel_many(house.app, type="living.add", older_than_s=0)
+    assert len(found) == 3
+    assert house.database.stats().queued_tasks == 1
+    assert house.database.get(found[0].row_id).status == "cancelled"
+
+
+def test_a_producer_that_knows_tasks_by_name_alone_cancels_too(house: Any) -> None:
+    """Its caller is told although no process knows the task."""
+    result = house.app.send_task("elsewhere.task", (1,))
+    assert celery_integration.cancel(house.app, result.id).status == "cancelled"
+    assert_revoked(result)
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads", "solo", "gevent"])
+def test_a_prefetched_task_never_starts(house: Any, pool: str) -> None:
+    """In no pool; the one that runs goes on, "running"."""
+    house.worker("-P", pool, "-c", "1")
+    running = house.tasks.gated.delay("one", 1)
+    house.wait(lambda: house.lines() == ["begin one"])
+    waiting = [house.tasks.add.delay(number, 100) for number in range(3)]
+    if pool != "solo":  # a full pool of greenlets takes one at a time
+        held = waiting[:1] if pool == "gevent" else waiting
+        house.wait(lambda: all(house.database.get(one.id).status == "processing" for one in held))
+    outcomes = [celery_integration.cancel(house.app, one.id) for one in (running, *waiting[:2])]
+    assert [outcome.status for outcome in outcomes] == ["running", "cancelled", "cancelled"]
+    for one in waiting[:2]:
+        assert_revoked(one)
+    open_gate(house, "one")
+    assert running.get(timeout=20) == 1
+    assert waiting[2].get(timeout=20) == 102
+    assert house.tasks.add.delay(0, 0).get(timeout=20) == 0
+    house.wait(lambda: settled(house))
+    assert house.lines() == ["begin one", "end one", "sum 102", "sum 0"]
+
+
+@pytest.mark.parametrize("pool", ["prefork", "gevent"])
+def test_a_running_task_is_terminated_where_asked(house: Any, pool: str) -> None:
+    """Acknowledged early or late; its row and its caller say so; the worker goes on."""
+    house.worker("-P", pool, "-c", "2")
+    for name in ("gated", "gated_late"):
+        result = house.app.tasks[f"living.{name}"].delay(name)
+        house.wait(lambda name=name: f"begin {name}" in house.lines())
+        outcome = celery_integration.cancel(house.app, result.id, terminate=True)
+        assert outcome.status == "running"
+        assert_revoked(result, "terminated")
+        assert house.database.get(result.id).status == "cancelled"
+        open_gate(house, name)
+    assert house.tasks.add.delay(1, 1).get(timeout=20) == 2
+    house.wait(lambda: settled(house))
+    assert not any(line.startswith("end") for line in house.lines())
+
+
+def test_a_running_task_that_was_cancelled_does_not_run_again(house: Any) -> None:
+    """Its retry ends cancelled, and so does the row of one put back by its worker's death."""
+    worker = house.worker("-c", "2")
+    result = house.tasks.gated_retry.delay("retry")
+    late = house.tasks.gated_late.delay("late")
+    house.wait(lambda: sorted(house.lines()) == ["begin late", "try 0"])
+    assert celery_integration.cancel(house.app, result.id).status == "running"
+    late.revoke()
+    open_gate(house, "retry")
+    assert_revoked(result)
+    worker.kill()
+    house.worker("-P", "solo", name="w2")
+    assert_revoked(late)
+    house.wait(lambda: settled(house))
+    assert sorted(house.lines()) == ["begin late", "try 0"]
+    assert [house.database.get(row).status for row in (1, 2)] == ["cancelled"] * 2
+    story = [line.message for line in house.database.logs(1)]
+    assert "cancel requested while running" in story
+
+
+def test_a_revoke_of_an_unknown_id_lasts(house: Any) -> None:
+    """Over restarts, until the task comes: it ends cancelled and its caller is told."""
+    assert celery_integration.cancel(house.app, "to-come").status == "unknown"
+    house.app.control.revoke(["to-come-2", "to-come-3"])
+    worker = house.worker("-P", "solo")
+    assert house.stop(worker) == 0
+    results = [
+        house.tasks.add.apply_async((1, 1), task_id=task_id)
+        for task_id in ("to-come", "to-come-2", "to-come-3")
+    ]
+    house.worker("-P", "solo", name="w2")
+    for result in results:
+        assert_revoked(result, "revoked")
+    assert house.lines() == []
+
+
+def test_stamps_revoke_what_is_there_and_what_comes(house: Any) -> None:
+    """Without a worker and over a restart; tasks with another stamp run."""
+    add = house.tasks.add
+
+    def stamped(value: int, **stamps: Any) -> Any:
+        signature = add.s(value, 0)
+        signature.stamp(**stamps)
+        return signature.apply_async()
+
+    here, other = stamped(1, customer="a"), stamped(2, customer="b")
+    later = add.s(7, 0)
+    later.stamp(customer=["x", "a"])
+    delayed = later.apply_async(countdown=3600)
+    house.app.control.revoke_by_stamped_headers({"customer": ["a"]})
+    assert_revoked(here)
+    assert_revoked(delayed)
+    house.worker("-P", "solo")
+    assert_revoked(stamped(3, customer="a"))
+    assert other.get(timeout=20) == 2
+    assert celery_integration.retry(house.app, here.id).status == "queued"
+    assert house.app.AsyncResult(here.id).get(timeout=20) == 1
+    assert house.lines() == ["sum 2", "sum 1"]
+
+
+def test_a_revoke_by_a_process_without_setup_lasts_as_well(house: Any) -> None:
+    """The worker that hears it writes it into the file."""
+    worker = house.worker("-P", "solo")
+    house.environment["TEST_PLAIN"] = "1"
+    plain = house.script(
+        "import living, sys; assert 'send_task' not in vars(living.app); "
+        "living.app.control.revoke(sys.argv[1:], reply=True, timeout=10, limit=1)",
+        "later",
+    )
+    assert plain.wait(30) == 0
+    house.stop(worker)
+    del house.environment["TEST_PLAIN"]
+    result = house.tasks.add.apply_async((1, 1), task_id="later")
+    house.worker("-P", "solo", name="w2")
+    assert_revoked(result)
+
+
+def test_a_task_put_back_runs(house: Any) -> None:
+    """After a revoke that a running worker remembers, after a cancel, after a failure.
+
+    Meanwhile its result is pending again.
+    """
+    house.worker("-c", "1")
+    blocker = house.tasks.gated.delay("one")
+    house.wait(lambda: house.lines() == ["begin one"])
+    revoked = house.tasks.add.delay(1, 1)
+    house.wait(lambda: house.database.get(revoked.id).status == "processing")
+    house.app.control.revoke(revoked.id, reply=True, timeout=10, limit=1)
+    assert_revoked(revoked)
+    task = celery_integration.retry(house.app, revoked.id)
+    assert task.status == "queued"
+    assert house.app.AsyncResult(revoked.id).state == "PENDING"
+    open_gate(house, "one")
+    assert blocker.get(timeout=20) is None
+    assert house.app.AsyncResult(revoked.id).get(timeout=20) == 2
+    failed = house.tasks.boom.delay("twice")
+    with pytest.raises(ValueError, match="twice"):
+        failed.get(timeout=20)
+    house.wait(lambda: settled(house))
+    row = celery_integration.retry(house.app, house.database.get(failed.id).id)
+    assert row.task_id == failed.id
+    with pytest.raises(ValueError, match="twice"):
+        house.app.AsyncResult(failed.id).get(timeout=20)
+    house.wait(lambda: house.database.get(failed.id).attempts == 2)
+    house.wait(lambda: settled(house))
+    completed = house.database.get(revoked.id)
+    with pytest.raises(ValueError, match="only failed and cancelled tasks can be put back"):
+        celery_integration.retry(house.app, completed.id)
+    assert celery_integration.retry(house.app, "unknown") is None
+
+
+def test_an_expired_a_purged_and_a_deleted_task_are_revoked(house: Any) -> None:
+    """Their callers are told by the next worker; nothing of them runs."""
+    expired = house.tasks.add.apply_async((1, 1), expires=0.01)
+    purged = house.tasks.add.delay(2, 2)
+    assert house.app.control.purge() >= 1
+    deleted = house.tasks.add.apply_async((3, 3), queue="doomed")
+    with house.app.connection_for_write() as connection:
+        connection.default_channel.queue_delete("doomed")
+    unknown = house.app.send_task("nobody.knows", expires=0.01)
+    house.worker("-P", "solo")
+    for result in (expired, purged, deleted, unknown):
+        assert_revoked(result)
+    late = house.tasks.add.apply_async((4, 4), countdown=1, expires=0.2)
+    assert_revoked(late, "expired")
+    assert house.lines() == []
+
+
+def test_a_result_that_cannot_be_stored_keeps_no_other_from_it(house: Any) -> None:
+    """A row whose message makes no sense to Celery; those after it are told nevertheless."""
+    broken = house.tasks.add.apply_async((1, 1))
+    house.database.execute(
+        "UPDATE task_queue SET payload = ? WHERE id = 1",
+        ('[[1, 1], {}, {"chord": 5, "chain": 7, "callbacks": 3, "errbacks": 4}]',),
+    )
+    house.database.execute(
+        "UPDATE task_queue SET status = 'failed', outcome_pending = 1, error_message = 'lost'"
+    )
+    good = house.tasks.add.apply_async((1, 1), expires=0.01)
+    house.worker("-P", "solo")
+    assert_revoked(good)
+    assert broken.id != good.id
+
+
+def test_a_cancelled_member_ends_its_chord_and_its_chain(house: Any) -> None:
+    """Their callers are told: nobody would ever run the rest."""
+    add, total = house.tasks.add, house.tasks.total
+    body = chord([add.s(1, 1), add.s(2, 2)], total.s()).apply_async()
+    last = chain(add.s(5, 5), add.s(6), add.s(7)).apply_async()
+    celery_integration.cancel(house.app, body.parent.results[0].id)
+    celery_integration.cancel(house.app, last.parent.parent.id)
+    house.worker("-P", "solo")
+    found = body.get(timeout=20, propagate=False)
+    assert type(found).__name__ == "ChordError"
+    assert_revoked(last)
+    assert house.lines() == ["sum 4"]

@@ -1,0 +1,166 @@
+"""The life of a task in every pool and with every kind of result backend."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import celery_integration
+
+POOLS = {
+    "threads": ("-P", "threads", "-c", "2"),
+    "solo": ("-P", "solo"),
+    "gevent": ("-P", "gevent", "-c", "10"),
+}
+
+
+def settled(lab: Any) -> bool:
+    """Whether nothing waits, runs or is owed."""
+    busy = (
+        "SELECT count(*) FROM task_queue "
+        "WHERE outcome_pending OR status IN ('processing', 'queued')"
+    )
+    return bool(lab.database.execute(busy)[0][0] == 0)
+
+
+def send_everything(lab: Any) -> dict[str, Any]:
+    """One task for each way to end that needs no pool process."""
+    tasks = lab.tasks
+    return {
+        "returns": tasks.add.delay(1, 2),
+        "raises": tasks.boom.delay(),
+        "retries": tasks.flaky.delay(2),
+        "replaced": tasks.replaced.delay("plain"),
+        "chained": tasks.replaced.delay("chain"),
+        "rejects": tasks.refused.delay(True),
+        "rejects late": tasks.refused_late.delay(),
+        "requeues": tasks.refused_late.delay("again"),
+        "ignored": tasks.ignored.delay(),
+        "ignored failed": tasks.ignored.delay("FAILURE"),
+        "forgotten": tasks.forgotten.delay(),
+        "forgotten failed": tasks.forgotten.delay(True),
+        "unacked": tasks.boom_unacked.delay(),
+        "expired": tasks.add.apply_async((9, 9), expires=0.01),
+        "cancelled": tasks.add.apply_async((8, 8), countdown=3600),
+    }
+
+
+#: Status of the first row of each, and how often it ran.
+ENDS = {
+    "returns": ("completed", 1),
+    "raises": ("failed", 1),
+    "retries": ("completed", 3),
+    "replaced": ("completed", 2),
+    "chained": ("completed", 1),
+    "rejects": ("failed", 1),
+    "rejects late": ("failed", 1),
+    "requeues": ("completed", 2),
+    "ignored": ("completed", 1),
+    "ignored failed": ("failed", 1),
+    "forgotten": ("completed", 1),
+    "forgotten failed": ("failed", 1),
+    "unacked": ("failed", 1),
+    "expired": ("cancelled", 0),
+    "cancelled": ("cancelled", 0),
+}
+
+RESULTS = {
+    "returns": 3,
+    "raises": "ValueError",
+    "retries": 2,
+    "replaced": 3,
+    "chained": 13,
+    "rejects": "Reject",
+    "rejects late": "Reject",
+    "requeues": "again",
+    "ignored failed": "ValueError",
+    "expired": "TaskRevokedError",
+    "cancelled": "TaskRevokedError",
+}
+
+
+def ends(lab: Any, sent: dict[str, Any]) -> dict[str, tuple[str, int]]:
+    """Status and attempts of the first row of each task."""
+    found = {}
+    for name, result in sent.items():
+        row = lab.database.execute(
+            "SELECT status, attempts FROM task_queue WHERE task_id = ? ORDER BY id LIMIT 1",
+            (result.id,),
+        )[0]
+        found[name] = tuple(row)
+    return found
+
+
+def outcomes(sent: dict[str, Any]) -> dict[str, Any]:
+    """What the callers get, an exception as its class's name."""
+    found = {}
+    for name in RESULTS:
+        value = sent[name].get(timeout=20, propagate=False)
+        found[name] = type(value).__name__ if isinstance(value, BaseException) else value
+    return found
+
+
+@pytest.mark.parametrize("pool", POOLS.values(), ids=POOLS.keys())
+def test_every_end_is_in_the_row_and_told(house: Any, pool: tuple[str, ...]) -> None:
+    """In each pool as in prefork."""
+    sent = send_everything(house)
+    celery_integration.cancel(house.app, sent["cancelled"].id)
+    worker = house.worker(*pool)
+    assert outcomes(sent) == RESULTS
+    house.wait(lambda: settled(house))
+    assert ends(house, sent) == ENDS
+    assert house.stop(worker) == 0
+
+
+@pytest.mark.parametrize("backend", ["file", "disabled"])
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_every_end_is_in_the_row_whatever_backend(
+    make_lab: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    pool: str,
+    backend: str,
+) -> None:
+    """Results elsewhere, or nowhere: the worker's main process ends the rows."""
+    (tmp_path / "results").mkdir()
+    url = f"file://{tmp_path / 'results'}" if backend == "file" else "disabled://"
+    monkeypatch.setenv("TEST_BACKEND", url)
+    house = make_lab(module="living")
+    sent = send_everything(house)
+    celery_integration.cancel(house.app, sent["cancelled"].id)
+    worker = house.worker("-P", pool, "-c", "2")
+    if backend == "file":
+        assert outcomes(sent) == RESULTS
+    house.wait(lambda: settled(house))
+    expected = dict(ENDS)
+    if backend == "disabled":
+        expected["ignored failed"] = ("completed", 1)  # nowhere does it say that it failed
+    assert ends(house, sent) == expected
+    if pool == "prefork":
+        dead = house.tasks.dies.delay()
+        house.wait(lambda: house.database.get(dead.id).status == "failed")
+        again = house.tasks.dies_again.delay("once")
+        house.wait(lambda: house.database.get(again.id).status == "completed")
+        stopped = house.tasks.endless.apply_async(time_limit=0.5)
+        house.wait(lambda: house.database.get(stopped.id).status == "failed")
+    assert house.stop(worker) == 0
+
+
+@pytest.mark.parametrize("prefetch", ["0", "1"])
+def test_prefetch_is_as_configured(
+    make_lab: Any, monkeypatch: pytest.MonkeyPatch, prefetch: str
+) -> None:
+    """All there is, or one for each process; children come and go meanwhile."""
+    monkeypatch.setenv("TEST_PREFETCH", prefetch)
+    house = make_lab(module="living")
+    first = house.tasks.gated_late.delay("one", 1)
+    results = [house.tasks.add.delay(number, 1) for number in range(30)]
+    house.worker("--autoscale", "3,1", "--max-tasks-per-child", "4")
+    assert [result.get(timeout=30) for result in results] == [n + 1 for n in range(30)]
+    Path(f"{house.ledger}-one").touch()
+    assert first.get(timeout=20) == 1
+    house.wait(lambda: settled(house))
+    attempts = house.database.execute("SELECT DISTINCT attempts, deaths, status FROM task_queue")
+    assert [tuple(row) for row in attempts] == [(1, 0, "completed")]
