@@ -313,6 +313,8 @@ def test_a_saved_group_is_found_again(canvas: Any) -> None:
 
 def test_the_mark_of_a_dead_finisher_is_found(canvas: Any) -> None:
     """A chord whose parts are all there, and whose body nobody publishes: a worker does."""
+    if "solo" in canvas.arguments:
+        pytest.skip("takes 5 s, and knows nothing of pools")
     backend = canvas.app.backend
     t = canvas.tasks
     body = t.total.s().set(task_id=f"body-{canvas.folder.name}")
