@@ -84,7 +84,7 @@ def test_get_of_a_failure_raises(app: Any) -> None:
     assert isinstance(app.AsyncResult("a").get(propagate=False), ValueError)
     app.backend.mark_as_done("b", 5)
     seen: list[Any] = []
-    app.AsyncResult("b").get(callback=lambda *args: seen.append(args))
+    assert app.AsyncResult("b").get(callback=lambda *args: seen.append(args)) == 5
     assert seen == [("b", 5)]
 
 
@@ -137,8 +137,7 @@ def test_empty_and_known_results_need_no_wait(app: Any) -> None:
     result = app.AsyncResult("a")
     assert result.get(timeout=10) == 1
     app.backend.forget("a")
-    assert result.get(timeout=1) == 1
-    assert ResultSet([result], app=app).get(timeout=1) == [1]
+    assert (result.get(timeout=1), ResultSet([result], app=app).get(timeout=1)) == (1, [1])
 
 
 def test_children_are_collected(app: Any) -> None:
