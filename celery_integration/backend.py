@@ -36,6 +36,9 @@ logger = get_logger(__name__)
 
 _RETRY_AFTER_S = 0.1
 _CLEAN_INTERVAL_S = 60.0
+
+#: A chord complete for so long has lost its finisher, be its broker ever so slow.
+_CHORD_LATE_S = 60.0
 _WARN_AFTER = 50
 
 
@@ -244,13 +247,18 @@ class SQLiteBackend(WaitingMixin, ChordMixin, StoringMixin, Backend):
                 time.sleep(_RETRY_AFTER_S)
 
     def _clean_sometimes(self) -> None:
-        """Delete what has expired, where no worker is elected for it: the broker is elsewhere."""
+        """Do what workers do for a broker's file, where the broker is elsewhere.
+
+        Delete what has expired, and finish chords whose finisher has died.
+        """
         now = time.monotonic()
         if self.is_brokers or now < self._clean_at or self.store.deliveries.in_transaction():
             return
         self._clean_at = now + _CLEAN_INTERVAL_S
         try:
             self.cleanup()
+            for group_id in self.store.chords.list_due(_CHORD_LATE_S):
+                self.finish_chord(group_id)
         except (QueueBusyError, QueueDiskError) as exc:
             logger.info("Expired results are kept a while longer: %s", exc)
 

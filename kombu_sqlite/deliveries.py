@@ -34,8 +34,8 @@ class Deliveries:
         self._database = database
 
     def in_transaction(self) -> bool:
-        """Return whether this thread is inside a transaction of somebody else's."""
-        return self._database.handle().depth > 0
+        """Return whether this thread, or greenlet, is inside a transaction of somebody else's."""
+        return self._database.handle().entered() > 0
 
     def start(self, starts: Iterable[Start], wait_s: float | None = None) -> set[DeliveryTag]:
         """Record that executions begin, in one transaction; see ``start_within``.

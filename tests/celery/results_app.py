@@ -10,6 +10,7 @@ from typing import Any
 from app import app, write
 from celery import chain, chord, group
 from celery.exceptions import Ignore
+from celery.result import allow_join_result
 from kombu import Exchange, Queue
 
 app.conf.update(
@@ -144,6 +145,13 @@ def joining(self: Any, number: int) -> int:
 def parent(self: Any) -> Any:
     """Have children."""
     return group(add.s(number, number) for number in range(3)).apply_async()
+
+
+@task()
+def asking(x: int, y: int) -> Any:
+    """Wait for another task."""
+    with allow_join_result():
+        return add.delay(x, y).get(timeout=30)
 
 
 @task(bind=True)

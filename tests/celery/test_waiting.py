@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,24 +24,15 @@ GENEROUS_S = 30
 PROGRAM = """
 import sys
 from celery import Celery
-app = Celery("waiter", broker="memory://")
-app.conf.result_backend = sys.argv[1]
+app = Celery("waiter", broker="memory://", backend=sys.argv[1])
 """
 
 
 @pytest.fixture
 def app(tmp_path: Path) -> Any:
     """An app whose results are in a file; nobody runs its tasks."""
-    made = Celery("waiting", broker="memory://", set_as_current=False)
-    made.conf.result_backend = f"sqlite:///{tmp_path}/results.db"
-    return made
-
-
-@pytest.fixture
-def url(app: Any) -> str:
-    """Where its results are."""
-    found: str = app.backend.url
-    return found
+    backend = f"sqlite:///{tmp_path}/results.db"
+    return Celery("waiting", broker="memory://", backend=backend, set_as_current=False)
 
 
 def start(source: str, *arguments: str) -> subprocess.Popen[str]:
@@ -79,10 +69,9 @@ def test_get_times_out(app: Any) -> None:
     group = ResultSet([app.AsyncResult("a"), app.AsyncResult("b")], app=app)
     app.backend.mark_as_done("a", 1)
     assert app.AsyncResult("a").get(timeout=0) == 1
-    with pytest.raises(ResultTimeout):
-        group.get(timeout=0.1)
-    with pytest.raises(ResultTimeout):
-        group.join(timeout=0.1)
+    for join in (group.get, group.join):
+        with pytest.raises(ResultTimeout):
+            join(timeout=0.1)
     assert watcher_of(app.backend.store)._waiting == {}
 
 
@@ -95,7 +84,7 @@ def test_get_of_a_failure_raises(app: Any) -> None:
     assert isinstance(app.AsyncResult("a").get(propagate=False), ValueError)
     app.backend.mark_as_done("b", 5)
     seen: list[Any] = []
-    app.AsyncResult("b").get(callback=lambda *args: seen.append(args))
+    assert app.AsyncResult("b").get(callback=lambda *args: seen.append(args)) == 5
     assert seen == [("b", 5)]
 
 
@@ -148,8 +137,7 @@ def test_empty_and_known_results_need_no_wait(app: Any) -> None:
     result = app.AsyncResult("a")
     assert result.get(timeout=10) == 1
     app.backend.forget("a")
-    assert result.get(timeout=1) == 1
-    assert ResultSet([result], app=app).get(timeout=1) == [1]
+    assert (result.get(timeout=1), ResultSet([result], app=app).get(timeout=1)) == (1, [1])
 
 
 def test_children_are_collected(app: Any) -> None:
@@ -232,14 +220,13 @@ def test_many_threads_wait_at_once(app: Any) -> None:
     assert [got for _, got in waits] == [[[number, "all"]] for number in range(50)]
 
 
-def test_several_processes_wait_at_once(app: Any, url: str) -> None:
+def test_several_processes_wait_at_once(app: Any) -> None:
     """For the same tasks, and for those of their own."""
     source = PROGRAM + (
         "print('waiting', flush=True)\n"
-        "for name in sys.argv[2:]:\n"
-        "    print(app.AsyncResult(name).get(timeout=30), flush=True)\n"
+        "for name in sys.argv[2:]: print(app.AsyncResult(name).get(timeout=30), flush=True)\n"
     )
-    programs = [start(source, url, "all", f"own-{n}", f"all-{n % 2}") for n in range(4)]
+    programs = [start(source, app.backend.url, "all", f"own-{n}", f"all-{n % 2}") for n in range(4)]
     for program in programs:
         assert program.stdout is not None
         assert program.stdout.readline() == "waiting\n"
@@ -250,7 +237,7 @@ def test_several_processes_wait_at_once(app: Any, url: str) -> None:
         assert out.split() == ["all", f"own-{number}", f"all-{number % 2}"]
 
 
-def test_greenlets_wait(app: Any, url: str) -> None:
+def test_greenlets_wait(app: Any) -> None:
     """While others run; under gevent's monkey patching."""
     source = (
         "from gevent import monkey\nmonkey.patch_all()\n"
@@ -274,7 +261,7 @@ def test_greenlets_wait(app: Any, url: str) -> None:
             "print(sum(w.get() for w in waits), flush=True)\n"
         )
     )
-    program = start(source, url)
+    program = start(source, app.backend.url)
     assert program.stdout is not None
     assert program.stdout.readline() == "waiting\n"
     for number in range(20):
@@ -283,7 +270,7 @@ def test_greenlets_wait(app: Any, url: str) -> None:
     assert out.split() == ["190"]
 
 
-def test_a_forked_child_waits_by_itself(app: Any, url: str) -> None:
+def test_a_forked_child_waits_by_itself(app: Any) -> None:
     """Though its parent was waiting when it forked, and both are told."""
     source = PROGRAM + (
         "import os, threading, time\n"
@@ -304,7 +291,7 @@ def test_a_forked_child_waits_by_itself(app: Any, url: str) -> None:
         "thread.join()\n"
         "wait('child')\n"
     )
-    program = start(source, url)
+    program = start(source, app.backend.url)
     assert program.stdout is not None
     assert program.stdout.readline() == "waiting\n"
     app.backend.mark_as_done("child", "child")
@@ -313,13 +300,11 @@ def test_a_forked_child_waits_by_itself(app: Any, url: str) -> None:
     assert sorted(out.split()) == ["child", "child", "parent", "parent"]
 
 
-def test_a_note_that_was_lost_costs_no_result(app: Any) -> None:
+def test_a_note_that_was_lost_costs_no_result(app: Any, wait_until: Callable[..., Any]) -> None:
     """All notes are wiped off the board: the caller finds its result by itself."""
     thread, got = in_thread(lambda: app.AsyncResult("a").get(timeout=GENEROUS_S))
     store = app.backend.store
-    deadline = time.monotonic() + GENEROUS_S
-    while not watcher_of(store)._waiting and time.monotonic() < deadline:
-        time.sleep(0.001)
+    wait_until(lambda: watcher_of(store)._waiting)
     flags = store.board.flags()
     flags[16388:] = bytes(len(flags) - 16388)
     app.backend.mark_as_done("a", 1)
@@ -327,7 +312,7 @@ def test_a_note_that_was_lost_costs_no_result(app: Any) -> None:
     assert got == [1]
 
 
-def test_a_locked_file_delays_the_result(app: Any, url: str) -> None:
+def test_a_locked_file_delays_the_result(app: Any) -> None:
     """Whoever stores it tries until it is written; whoever waits is told then."""
     app.backend.get_state("a")
     source = (
@@ -335,7 +320,7 @@ def test_a_locked_file_delays_the_result(app: Any, url: str) -> None:
         "with QueueDatabase(sys.argv[1]) as database, database.transaction():\n"
         "    print('locked', flush=True)\n    sys.stdin.readline()\n"
     )
-    locker = start(source, url.removeprefix("sqlite:///"))
+    locker = start(source, app.backend.url.removeprefix("sqlite:///"))
     assert locker.stdout is not None
     assert locker.stdout.readline() == "locked\n"
     waiter, got = in_thread(lambda: app.AsyncResult("a").get(timeout=GENEROUS_S))
@@ -343,19 +328,19 @@ def test_a_locked_file_delays_the_result(app: Any, url: str) -> None:
     with pytest.raises(ResultTimeout):
         app.AsyncResult("a").get(timeout=0.5)
     locker.communicate("\n", timeout=30)
-    for thread in (writer, waiter):
-        thread.join(GENEROUS_S)
+    writer.join(GENEROUS_S)
+    waiter.join(GENEROUS_S)
     assert got == [1]
 
 
-def test_who_waits_follows_a_replaced_file(app: Any, tmp_path: Path) -> None:
+def test_who_waits_follows_a_replaced_file(
+    app: Any, tmp_path: Path, wait_until: Callable[..., Any]
+) -> None:
     """The result that is then stored in the new one is found."""
     path = tmp_path / "results.db"
     app.backend.get_state("a")
     thread, got = in_thread(lambda: app.AsyncResult("a").get(timeout=GENEROUS_S))
-    deadline = time.monotonic() + GENEROUS_S
-    while not watcher_of(app.backend.store)._waiting and time.monotonic() < deadline:
-        time.sleep(0.001)
+    wait_until(lambda: watcher_of(app.backend.store)._waiting)
     for name in ("results.db", "results.db-wal", "results.db-shm"):
         (tmp_path / name).unlink(missing_ok=True)
     QueueDatabase(str(path)).close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -186,9 +187,13 @@ def test_a_callback_that_fails_harms_nobody(
 
 
 def test_who_waits_no_more_leaves_no_trace(
-    store: Store, watcher: ResultWatcher, wait_until: Callable[..., Any]
+    store: Store,
+    watcher: ResultWatcher,
+    wait_until: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Neither a note on the board, nor, once the watcher has rested, a bell beside the file."""
+    monkeypatch.setattr("kombu_sqlite.waiting._IDLE_S", 0.3)
     callers = [Caller(watcher, f"task-{number}") for number in range(200)]
     for caller in callers:
         watcher.discard(caller.waiter)
@@ -197,6 +202,7 @@ def test_who_waits_no_more_leaves_no_trace(
     flags = store.board.flags()
     assert not any(flags[16388:])
     wait_until(lambda: watcher._thread is None, 20)
+    wait_until(lambda: not list(Path(store.database.path).parent.glob("*-bell-*")))
     again = Caller(watcher, "again")
     store.results.store("again", "SUCCESS", "done", None)
     assert again.woken.wait(10)
