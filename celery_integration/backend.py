@@ -9,16 +9,14 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 from celery import states
 from celery.backends.base import Backend
-from celery.result import result_from_tuple
 from celery.utils.log import get_logger
 
 from kombu_sqlite import (
-    DeliveryTag,
     Options,
     QueueBusyError,
     QueueDiskError,
@@ -29,6 +27,7 @@ from kombu_sqlite import (
 )
 
 from .chording import ChordMixin
+from .storing import StoringMixin, delivery_of
 from .waiting import WaitingMixin
 
 __all__ = ("SQLiteBackend", "delivery_of")
@@ -36,22 +35,15 @@ __all__ = ("SQLiteBackend", "delivery_of")
 logger = get_logger(__name__)
 
 _RETRY_AFTER_S = 0.1
+_CLEAN_INTERVAL_S = 60.0
 _WARN_AFTER = 50
-
-
-def delivery_of(request: Any, store: Store) -> DeliveryTag | None:
-    """Return the delivery of ``store``'s file that a task's request stands for, if any."""
-    found = getattr(request, "sqlite_delivery", None)
-    if found is None or found[0] != store.database.path:
-        return None
-    return DeliveryTag.parse(found[1])
 
 
 def _is_over(store: Store) -> bool:
     return store.retired and not store.deliveries.in_transaction()
 
 
-class SQLiteBackend(WaitingMixin, ChordMixin, Backend):
+class SQLiteBackend(WaitingMixin, ChordMixin, StoringMixin, Backend):
     """Results in a queue file.
 
     Arguments:
@@ -73,6 +65,8 @@ class SQLiteBackend(WaitingMixin, ChordMixin, Backend):
             self.always_retry = True
         self._store: Store | None = None
         self._pid = os.getpid()
+        self._clean_at = 0.0
+        self.is_brokers = False
 
     @property
     def store(self) -> Store:
@@ -94,12 +88,18 @@ class SQLiteBackend(WaitingMixin, ChordMixin, Backend):
             if issubclass(connection.get_transport_cls(), Transport):
                 broker: Options = connection.transport.options()
                 if os.path.realpath(broker.path) == os.path.realpath(options.path):
+                    self.is_brokers = True
                     return broker
+        self.is_brokers = False
         return options
 
     def exception_safe_to_retry(self, exc: BaseException) -> bool:
-        """Return whether nothing was written and trying again can help."""
-        return isinstance(exc, (QueueBusyError, QueueDiskError))
+        """Return whether nothing was written and trying again can help.
+
+        Inside a transaction it cannot: whoever began that one begins it anew.
+        """
+        transient = isinstance(exc, (QueueBusyError, QueueDiskError))
+        return transient and not self.store.deliveries.in_transaction()
 
     # -- ends ----------------------------------------------------------------------------------
 
@@ -233,7 +233,8 @@ class SQLiteBackend(WaitingMixin, ChordMixin, Backend):
         tries = 0
         while True:
             try:
-                return write()
+                write()
+                return self._clean_sometimes()
             except (QueueBusyError, QueueDiskError) as exc:
                 if self.store.deliveries.in_transaction():
                     raise  # the outer transaction begins anew
@@ -242,96 +243,16 @@ class SQLiteBackend(WaitingMixin, ChordMixin, Backend):
                 tries += 1
                 time.sleep(_RETRY_AFTER_S)
 
-    # -- storing -------------------------------------------------------------------------------
-
-    def _expires_s(self, state: str) -> float | None:
-        if state in self.EXCEPTION_STATES:
-            failure = self.app.conf.get("result_failure_expires")
-            if failure is not None:
-                return self._seconds(failure)
-        return self._seconds(self.expires)
-
-    def _seconds(self, value: Any) -> float | None:
-        """Return a period as seconds; None and 0 keep results for ever, as elsewhere in Celery."""
-        seconds = value.total_seconds() if hasattr(value, "total_seconds") else value
-        return float(seconds) if seconds else None
-
-    def _prepare(
-        self, task_id: str, result: Any, state: str, traceback: Any, request: Any
-    ) -> str | bytes:
-        """Return what is to be stored, encoded; outside of any transaction."""
-        encoded = self.encode_result(result, state)
-        meta = self._get_result_meta(
-            result=encoded, state=state, traceback=traceback, request=request
-        )
-        meta["task_id"] = task_id
-        payload: str | bytes = self.encode(meta)
-        return payload
-
-    def _write(self, task_id: str, state: str, meta: str | bytes | None) -> None:
-        if meta is not None:
-            self.store.results.store(
-                task_id,
-                state,
-                meta,
-                ready=state in states.READY_STATES,
-                expires_s=self._expires_s(state),
-            )
-
-    def _store_result(
-        self,
-        task_id: str,
-        result: Any,
-        state: str,
-        traceback: Any = None,
-        request: Any = None,
-        **kwargs: Any,
-    ) -> Any:
-        """Store a state; one reported by a run that was superseded or has ended is refused."""
-        meta = self._get_result_meta(
-            result=result, state=state, traceback=traceback, request=request
-        )
-        meta["task_id"] = task_id
-        payload = self.encode(meta)
-        tag = delivery_of(request, self.store)
-        with self.store.database.transaction() if tag is not None else nullcontext():
-            if tag is None or self.store.deliveries.is_running(tag):
-                self._write(task_id, state, payload)
-        return result
-
-    def _get_task_meta_for(self, task_id: str) -> dict[str, Any]:
-        row = self.store.results.get(task_id)
-        if row is None:
-            return {"status": states.PENDING, "result": None}
-        meta: dict[str, Any] = self.decode_result(row[1])
-        return meta
-
-    def task_result_exists(self, task_id: str) -> bool:
-        """Return whether anything is stored for a task."""
-        return self.store.results.get(task_id) is not None
-
-    def _forget(self, task_id: str) -> None:
-        self.store.results.forget(task_id)
-
-    def _save_group(self, group_id: str, result: Any) -> Any:
-        meta = self.encode({"result": result.as_tuple()})
-        self.store.results.store_group(group_id, meta, self._seconds(self.expires))
-        return result
-
-    def _restore_group(self, group_id: str) -> dict[str, Any] | None:
-        payload = self.store.results.get_group(group_id)
-        if payload is None:
-            return None
-        meta: dict[str, Any] = self.decode(payload)
-        meta["result"] = result_from_tuple(meta["result"], self.app)
-        return meta
-
-    def _delete_group(self, group_id: str) -> None:
-        self.store.results.forget_group(group_id)
-
-    def cleanup(self) -> None:
-        """Delete what has expired; the worker elected for upkeep does so by itself."""
-        self.store.results.delete_expired()
+    def _clean_sometimes(self) -> None:
+        """Delete what has expired, where no worker is elected for it: the broker is elsewhere."""
+        now = time.monotonic()
+        if self.is_brokers or now < self._clean_at or self.store.deliveries.in_transaction():
+            return
+        self._clean_at = now + _CLEAN_INTERVAL_S
+        try:
+            self.cleanup()
+        except (QueueBusyError, QueueDiskError) as exc:
+            logger.info("Expired results are kept a while longer: %s", exc)
 
     def get_many(
         self,
@@ -347,4 +268,7 @@ class SQLiteBackend(WaitingMixin, ChordMixin, Backend):
         return self.wait_for_many(task_ids, timeout, on_interval, on_message)
 
     def __reduce__(self, args: Any = (), kwargs: Any = None) -> Any:
-        return super().__reduce__(args, {**(kwargs or {}), "url": self.url})
+        # expires may have been given to the constructor, as a caller of Celery's own backends can
+        return super().__reduce__(
+            args, {**(kwargs or {}), "expires": self.expires, "url": self.url}
+        )

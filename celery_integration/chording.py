@@ -6,24 +6,39 @@ part and the body leaves a mark, which another one finds (see ``kombu_sqlite.cho
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from celery import states
 from celery._state import get_current_task
 from celery.app.task import Context
 from celery.backends.base import Backend
-from celery.canvas import maybe_signature
+from celery.canvas import _chain, chord, group, maybe_signature
 from celery.exceptions import ChordError, TaskRevokedError
 from celery.result import GroupResult, allow_join_result, result_from_tuple
 from celery.utils.log import get_logger
 from kombu.utils.uuid import uuid
 
-from kombu_sqlite import Store
+from kombu_sqlite import QueueBusyError, QueueDiskError, Store
 
 __all__ = ("ChordMixin", "Part")
 
 logger = get_logger(__name__)
+
+#: A chord whose header does not end is forgotten after so long, unless the app says when.
+_UNFINISHED_S = 90 * 86400.0
+
+
+def _ends_of(signature: Any, app: Any) -> Iterator[Any]:
+    """Yield the signatures that may each be a part of the chord around ``signature``."""
+    yield signature
+    tasks: list[Any] = []
+    if isinstance(signature, group):
+        tasks = list(signature.tasks)
+    elif isinstance(signature, _chain):
+        tasks = list(signature.tasks)[-1:]
+    for task in tasks:
+        yield from _ends_of(maybe_signature(task, app=app), app)
 
 
 class Part(NamedTuple):
@@ -49,6 +64,9 @@ class ChordMixin:
     store_result: Callable[..., Any]
     _seconds: Callable[[Any], float | None]
 
+    #: Whether the broker is the same file.
+    is_brokers: bool
+
     @property
     def store(self) -> Store:
         """The file; the backend knows it."""
@@ -59,6 +77,14 @@ class ChordMixin:
 
     @property
     def _chord_expires_s(self) -> float | None:
+        """How long an unfinished chord is kept; its header may hold tasks that are due late."""
+        kept = self._finished_chord_expires_s
+        if kept is None or self.app.conf.get("result_chord_expires") is not None:
+            return kept
+        return max(kept, _UNFINISHED_S)
+
+    @property
+    def _finished_chord_expires_s(self) -> float | None:
         chosen = self.app.conf.get("result_chord_expires")
         return self._seconds(self.expires if chosen is None else chosen)
 
@@ -75,7 +101,9 @@ class ChordMixin:
 
     def set_chord_size(self, group_id: str, chord_size: int) -> None:
         """Record how many parts the body waits for."""
-        if self.store.chords.set_size(group_id, chord_size, self._chord_expires_s):
+        # the group in which a nested chain ends is given a size as well, and never a part
+        kept = self._finished_chord_expires_s
+        if self.store.chords.set_size(group_id, chord_size, kept):
             self.finish_chord(group_id)
 
     def add_to_chord(self, chord_id: str, result: Any) -> None:
@@ -110,12 +138,12 @@ class ChordMixin:
 
     def finish_chord(self, group_id: str) -> None:
         """Publish the body of a chord whose parts are all there, or fail it; once."""
-        chord = self.store.chords.get(group_id)
-        if chord is None or chord.state != "due":
+        found = self.store.chords.get(group_id)
+        if found is None or found.state != "due":
             return
-        callback = maybe_signature(self.decode(chord.body), app=self.app)
+        callback = maybe_signature(self.decode(found.body), app=self.app)
         try:
-            results = self._results_of(group_id, chord.header)
+            results = self._results_of(group_id, found.header)
         except ChordError as exc:
             self._fail_chord(group_id, callback, exc)
             return
@@ -124,12 +152,24 @@ class ChordMixin:
             self._fail_chord(group_id, callback, ChordError(f"Join error: {exc!r}"))
             return
         try:
-            with self.store.chords.finishing(group_id) as mine:
-                if mine:
-                    callback.delay(results)
+            self._publish_body(group_id, callback, results)
+        except (QueueBusyError, QueueDiskError) as exc:
+            logger.warning("The body of chord %s waits for the file: %s", group_id, exc)
         except Exception as exc:
             logger.exception("The body of chord %s could not be published", group_id)
             self._fail_chord(group_id, callback, ChordError(f"Callback error: {exc!r}"))
+
+    def _publish_body(self, group_id: str, callback: Any, results: list[Any]) -> None:
+        """Publish the body and take the mark: in one transaction where both are in one file.
+
+        With another broker the body comes first, so that a crash in between publishes it once
+        more, under the same task id, rather than never.
+        """
+        if not self.is_brokers:
+            callback.delay(results)
+        with self.store.chords.finishing(group_id, self._finished_chord_expires_s) as mine:
+            if mine and self.is_brokers:
+                callback.delay(results)
 
     def _results_of(self, group_id: str, header: Any) -> list[Any]:
         if header is not None:
@@ -155,9 +195,30 @@ class ChordMixin:
         """Fail the body; done before the mark is taken, so that a crash in between repeats it."""
         if callback.id is None and "task_id" not in callback.options:
             callback.options["task_id"] = uuid()
-        self.chord_error_from_stack(callback, error)
-        with self.store.chords.finishing(group_id):
+        self._fail_body(callback, error)
+        with self.store.chords.finishing(group_id, self._finished_chord_expires_s):
             pass
+
+    def _fail_body(self, callback: Any, error: ChordError) -> None:
+        """Fail a body; whoever waits for it, or for what comes after it, is told.
+
+        Celery fails the body alone: a chord around it, and the body of a body that is a chord
+        itself, would wait for ever.
+        """
+        self.chord_error_from_stack(callback, error)
+        for end in _ends_of(callback, self.app):
+            if end.options.get("chord"):
+                context = Context(end)
+                context.update(end.options)
+                context.id = end.options.get("task_id")
+                context.group = end.options.get("group_id")
+                self.on_chord_part_return(context, states.FAILURE, error)
+        if isinstance(callback, chord) and callback.body is not None:
+            body = maybe_signature(callback.body, app=self.app).clone()
+            told = callback.options.get("link_error") or []
+            own = body.options.get("link_error") or []
+            body.options["link_error"] = [errback for errback in own if errback not in told]
+            self._fail_body(body, error)
 
     def _fail_chain(
         self,

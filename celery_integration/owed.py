@@ -21,7 +21,7 @@ from celery.exceptions import WorkerLostError
 from celery.utils.log import get_logger
 from kombu.serialization import loads, prepare_accept_content
 
-from kombu_sqlite import QueueBusyError, QueueDatabaseError, Store, decode
+from kombu_sqlite import LogMark, QueueBusyError, QueueDatabaseError, Store, decode
 
 from .backend import SQLiteBackend
 
@@ -29,7 +29,7 @@ __all__ = ("Payer", "pay")
 
 logger = get_logger(__name__)
 
-_INTERVAL_S = 0.25
+_INTERVAL_S = 0.5
 _BATCH = 100
 
 #: A result that could not be stored is tried again after this long, one of a task that this
@@ -58,13 +58,17 @@ class Payer(threading.Thread):
         self._tell = tell
         self._stopped = threading.Event()
         self._chords_at = 0.0
+        self._again = True  # something is left to do from the last turn
         self._passed_over: dict[int, float] = {}  # row -> not to be tried again before
 
     def run(self) -> None:
         """Pay until stopped."""
+        mark = LogMark(self._store.database.path)
         while not self._stopped.wait(_INTERVAL_S):
-            self._guarded(self.end_followers)
-            self._guarded(self.pay_all)
+            if mark.moved() or self._again:  # idle checks cost one stat
+                self._again = False
+                self._guarded(self.end_followers)
+                self._guarded(self.pay_all)
             if time.monotonic() >= self._chords_at:
                 self._chords_at = time.monotonic() + _CHORDS_INTERVAL_S
                 self._guarded(self.finish_chords)
@@ -80,8 +84,9 @@ class Payer(threading.Thread):
         try:
             duty()
         except QueueBusyError:
-            pass  # the file is locked for long; next turn
+            self._again = True  # the file is locked for long; next turn
         except QueueDatabaseError as exc:
+            self._again = True
             logger.warning("Results that are owed wait for the file: %s", exc)
         except Exception:
             logger.exception("A result that is owed could not be stored; it is tried again")
@@ -105,6 +110,7 @@ class Payer(threading.Thread):
         if not self._stopped.is_set():
             for row_id in set(self._passed_over) - owed:
                 del self._passed_over[row_id]
+        self._again = self._again or bool(self._passed_over)
 
     def _pay(self, row_id: int) -> None:
         self._passed_over[row_id] = time.monotonic() + _AGAIN_AFTER_S  # in case that it fails

@@ -15,25 +15,22 @@ from datetime import datetime, timezone
 from typing import Any
 
 from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
-from celery.concurrency.prefork import TaskPool as PreforkPool
 from celery.exceptions import Reject, TaskRevokedError, TimeLimitExceeded, WorkerLostError
 from celery.utils.imports import symbol_by_name
 from celery.utils.log import get_logger
 from celery.worker import state
-from kombu.asynchronous import get_event_loop
 
 from kombu_sqlite import QueueBusyError, QueueDiskError, QueueReplacedError
 from kombu_sqlite.channel import Channel
 
 from .continuing import continuing
 from .endings import DEADLY, REJECTIONS_ARE_STORED, End, as_lost, end_of
+from .starting import RETRY_AFTER_S, starting_first
 
 __all__ = ("LeasedRequest", "combine")
 
 logger = get_logger(__name__)
 
-#: A file locked or full is tried again after this long.
-_RETRY_AFTER_S = 0.1
 
 _KILLED = "worker lost: its worker was shut down while it ran"
 
@@ -72,7 +69,7 @@ class LeasedRequest:
         super().__init_subclass__(**kwargs)
         execute = cls.__dict__.get("execute_using_pool")
         if execute is not None:
-            cls.execute_using_pool = _starting_first(execute)  # type: ignore[attr-defined]
+            cls.execute_using_pool = starting_first(execute)  # type: ignore[attr-defined]
         on_success = cls.__dict__.get("on_success")
         if on_success is not None:
             cls.on_success = _ending_last(on_success)  # type: ignore[attr-defined]
@@ -98,7 +95,8 @@ class LeasedRequest:
         return None
 
     @property
-    def _tag(self) -> str:
+    def lease_tag(self) -> str:
+        """The delivery tag that the row's start and end are matched by."""
         tag: str = self._message.delivery_tag  # type: ignore[attr-defined]
         return tag
 
@@ -124,12 +122,12 @@ class LeasedRequest:
         channel = self.lease_channel
         if channel is not None:
             if not self._lease_started:
-                self._begin_until_written(channel)
-            channel.qos.mark_running(self._tag)
+                self.begin_until_written(channel)
+            channel.qos.mark_running(self.lease_tag)
             self._lease_accepting = not self.task.acks_late  # type: ignore[attr-defined]
         super().on_accepted(pid, time_accepted)  # type: ignore[misc]
 
-    def _begin_until_written(self, channel: Channel) -> None:
+    def begin_until_written(self, channel: Channel) -> None:
         """Record the start from a thread or greenlet that can wait for the file."""
         while True:
             try:
@@ -137,7 +135,7 @@ class LeasedRequest:
                 return
             except (QueueBusyError, QueueDiskError) as exc:
                 self.say_waiting(exc)
-                time.sleep(_RETRY_AFTER_S)
+                time.sleep(RETRY_AFTER_S)
 
     def say_waiting(self, reason: Exception) -> None:
         """Log, once, that the start waits for the file."""
@@ -152,22 +150,30 @@ class LeasedRequest:
             TaskRevokedError: the task was cancelled or the lease lost; it must not run here.
             QueueBusyError, QueueDiskError: nothing was recorded; try again.
         """
-        task_id = self.id  # type: ignore[attr-defined]
         early = not self.task.acks_late  # type: ignore[attr-defined]
         try:
-            started = channel.start(self._tag, early)
+            started = channel.start(self.lease_tag, early)
         except QueueReplacedError:
             started = False  # the message is gone with its file
+        self.say_started(started)
+
+    def say_started(self, started: bool) -> None:
+        """Take in whether the start changed the row.
+
+        Raises:
+            TaskRevokedError: it did not; the task must not run here.
+        """
         self._lease_started = True
         if started:
             return
+        task_id = self.id  # type: ignore[attr-defined]
         self._lease_over = True
         logger.warning(
             "Cancelled, or lease lost, before the start; not executed here: "
             "queue=%s task_id=%s delivery_tag=%s",
             self._message.delivery.queue,  # type: ignore[attr-defined]
             task_id,
-            self._tag,
+            self.lease_tag,
         )
         state.task_ready(self)
         raise TaskRevokedError(task_id)
@@ -183,7 +189,7 @@ class LeasedRequest:
             self._lease_accepting = False
             self._lease_early = True
             self._say_acknowledged()
-            channel.accept(self._tag)
+            channel.accept(self.lease_tag)
         else:
             self.end_lease(*self._lease_end)
 
@@ -197,7 +203,7 @@ class LeasedRequest:
         if channel is not None and not self._lease_over:
             self._lease_over = True
             self._say_acknowledged()
-            channel.end(self._tag, action, error, quiet=True)
+            channel.end(self.lease_tag, action, error, quiet=True)
 
     def reject(self, requeue: bool = False) -> None:
         """Put the task back, or end it failed; after an early ack it can only fail."""
@@ -305,38 +311,6 @@ def _ending_last(on_success: Callable[..., Any]) -> Callable[..., Any]:
         return result
 
     return ending
-
-
-def _starting_first(execute: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap ``execute_using_pool`` so that in prefork the start is recorded before it."""
-
-    @functools.wraps(execute)
-    def execute_using_pool(self: Any, pool: Any, **kwargs: Any) -> Any:
-        channel = self.lease_channel
-        if channel is None or not isinstance(pool, PreforkPool) or self._lease_started:
-            return execute(self, pool, **kwargs)
-        if self.revoked():
-            raise TaskRevokedError(self.id)
-        try:
-            self.begin(channel)
-        except (QueueBusyError, QueueDiskError) as exc:
-            self.say_waiting(exc)
-            hub = get_event_loop()
-            if hub is not None:
-                hub.call_later(_RETRY_AFTER_S, _execute_later, self, pool, channel)  # type: ignore[no-untyped-call]
-                return None
-            self._begin_until_written(channel)
-        return execute(self, pool, **kwargs)
-
-    return execute_using_pool
-
-
-def _execute_later(request: Any, pool: Any, channel: Channel) -> None:
-    """Try again what could not be started; a task refused then gives its process back."""
-    try:
-        request.execute_using_pool(pool)
-    except TaskRevokedError:
-        channel.on_refused()
 
 
 @functools.cache

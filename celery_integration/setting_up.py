@@ -10,7 +10,7 @@ from kombu_sqlite.channel import Channel
 from .bootsteps import Leases, Outcomes
 from .continuing import live_delivery
 from .control import combine_control
-from .publishing import extend_send_task
+from .publishing import batch_groups, extend_send_task
 from .requests import combine
 
 __all__ = ("prepare_worker", "setup")
@@ -19,13 +19,15 @@ __all__ = ("prepare_worker", "setup")
 def setup(app: Any) -> None:
     """Turn on in this process what needs more than the broker's URL; may be called twice.
 
-    Publishing with an idempotency key returns the first task's result, ``revoke`` reaches the rows,
-    and a naive ETA is taken in the app's time zone. A worker started by ``celery`` calls it itself.
+    Publishing with an idempotency key returns the first task's result, a group is published in few
+    transactions, ``revoke`` reaches the rows, and a naive ETA is taken in the app's time zone. A
+    worker started by ``celery`` calls it itself.
 
     Arguments:
         app: a ``celery.Celery`` whose broker is a queue file.
     """
     extend_send_task(app)
+    batch_groups()
     combined = combine_control(app.control_cls)
     if app.control_cls is not combined:
         app.control_cls = combined

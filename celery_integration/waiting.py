@@ -44,6 +44,55 @@ def watcher_of(store: Store) -> ResultWatcher:
         return watcher
 
 
+class _Wait:
+    """One caller's wait for some tasks; tells of states that are not final if ``talkative``."""
+
+    def __init__(self, task_ids: Iterable[str], talkative: bool) -> None:
+        self.found: deque[tuple[str, Any, bool]] = deque()
+        self.wake = threading.Event()
+        self._talkative = talkative
+        self._waiters = {task_id: self._waiter(task_id) for task_id in task_ids}
+        self._watcher: ResultWatcher | None = None
+
+    @property
+    def left(self) -> int:
+        """How many have not been taken yet."""
+        return len(self._waiters)
+
+    def _waiter(self, task_id: str) -> Waiter:
+        def take(payload: Any, is_final: bool) -> None:
+            self.found.append((task_id, payload, is_final))
+            self.wake.set()
+
+        return Waiter(
+            task_id,
+            lambda _, payload: take(payload, True),
+            (lambda _, payload: take(payload, False)) if self._talkative else None,
+        )
+
+    def watch(self, store: Store) -> None:
+        """Begin to wait; begin anew if the file was replaced by another one."""
+        watcher = watcher_of(store)
+        if watcher is not self._watcher:
+            self.end()
+            self._watcher = watcher
+            watcher.add(self._waiters.values())
+
+    def take(self) -> Iterator[tuple[str, Any, bool]]:
+        """Yield id, payload and whether it is final, of what was found."""
+        self.wake.clear()
+        while self.found:
+            task_id, payload, is_final = self.found.popleft()
+            if not is_final or self._waiters.pop(task_id, None) is not None:
+                yield task_id, payload, is_final
+
+    def end(self) -> None:
+        """Wait no more."""
+        if self._watcher is not None:
+            for waiter in self._waiters.values():
+                self._watcher.discard(waiter)
+
+
 class WaitingMixin:
     """The part of the backend that waits."""
 
@@ -124,37 +173,22 @@ class WaitingMixin:
     ) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield id and meta of each task as it ends, in that order."""
         deadline = None if timeout is None else time.monotonic() + timeout
-        found: deque[tuple[str, Any]] = deque()
-        wake = threading.Event()
-        watcher = watcher_of(self.store)
-
-        def waiter(task_id: str) -> Waiter:
-            def take(_: str, payload: Any) -> None:
-                found.append((task_id, payload))
-                wake.set()
-
-            return Waiter(task_id, take)
-
-        waiters = [waiter(task_id) for task_id in dict.fromkeys(task_ids)]
-        left = len(waiters)
-        watcher.add(waiters)
+        wait = _Wait(dict.fromkeys(task_ids), talkative=on_message is not None)
         try:
-            while left:
-                wake.clear()
-                while found:
-                    task_id, payload = found.popleft()
-                    left -= 1
+            while wait.left:
+                wait.watch(self.store)
+                for task_id, payload, is_final in wait.take():
                     meta = self.decode_result(payload)
                     if on_message is not None:
                         on_message(meta)
-                    yield task_id, meta
-                if left and not found:
-                    self._sleep_until(wake, deadline)
+                    if is_final:
+                        yield task_id, meta
+                if wait.left and not wait.found:
+                    self._sleep_until(wait.wake, deadline)
                     if on_interval is not None:
                         on_interval()
         finally:
-            for one in waiters:
-                watcher.discard(one)
+            wait.end()
 
     def _sleep_until(self, wake: threading.Event, deadline: float | None) -> None:
         if deadline is None:

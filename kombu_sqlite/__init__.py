@@ -3,15 +3,16 @@
 Rooms, from the ground up; each imports only from those above it:
 
 - ``errors``, ``options``, ``clock``, ``native``, ``log``: what everything needs.
-- ``location``, ``sql``, ``checkpoints``, ``schema``, ``forking``, ``handles``, ``database``: one
-  file, its connections, its transactions.
+- ``location``, ``sql``, ``checkpoints``, ``older``, ``schema``, ``forking``, ``translating``,
+  ``handles``, ``database``: one file, its connections, its transactions.
 - ``models``, ``routing``, ``topology``: rows, and which queue a message goes to.
-- ``bells``, ``keys``, ``stories``, ``publishing``, ``foreign``, ``deliveries``, ``revocations``,
+- ``bells``, ``keys``, ``stories``, ``deliveries``, ``publishing``, ``foreign``, ``revocations``,
   ``cancelling``, ``claims``, ``settler``: messages in, out and ended.
 - ``results``, ``chords``, ``owed``: what a result backend keeps, and ends that owe it something.
 - ``sessions``, ``waiting``, ``leases``, ``watcher``, ``housekeeping``, ``upkeep``: who is alive,
   who waits, and order in the file.
-- ``rows``, ``store``, ``depths``, ``queue``: the queue itself, for use without Kombu.
+- ``sharing``, ``rows``, ``store``, ``depths``, ``queue_file``, ``listing``, ``statistics``,
+  ``queue``: the queue itself, for use without Kombu.
 - ``envelope``, ``message``, ``qos``, ``batch``, ``declarations``, ``consuming``, ``channel``,
   ``transport``: Kombu's side.
 
@@ -37,12 +38,14 @@ from .errors import (
     QueueSchemaError,
     SessionLost,
 )
-from .models import DeliveryTag, Task, TaskLog, Worker
+from .models import DeliveryTag, Task, TaskLog, Worker, WorkerState
 from .options import Options, path_from_url
 from .queue import QueueDatabase
+from .statistics import Percentiles, Statistics, WindowStatistics
 from .store import Store, open_store
 from .transport import Transport
 from .waiting import ResultWatcher, Waiter
+from .watcher import LogMark
 
 __all__ = (
     "CancelledRow",
@@ -50,7 +53,9 @@ __all__ = (
     "DuplicateTask",
     "IdempotencyConflict",
     "LeaseLost",
+    "LogMark",
     "Options",
+    "Percentiles",
     "QueueBusyError",
     "QueueDatabase",
     "QueueDatabaseError",
@@ -61,12 +66,15 @@ __all__ = (
     "QueueSchemaError",
     "ResultWatcher",
     "SessionLost",
+    "Statistics",
     "Store",
     "Task",
     "TaskLog",
     "Transport",
     "Waiter",
+    "WindowStatistics",
     "Worker",
+    "WorkerState",
     "decode",
     "open_store",
     "path_from_url",

@@ -26,8 +26,14 @@ class PublishBatch:
     def publish(
         self, message: dict[str, Any], exchange: str, routing_key: str, **kwargs: Any
     ) -> None:
-        """Add a message; at ``max_size`` the batch is flushed."""
+        """Add a message; at ``max_size`` the batch is flushed.
+
+        A second message with one idempotency key cannot be answered here with the first one's id:
+        it becomes a row that ends with the first one's result.
+        """
         envelope = self.channel.encode(message, exchange, routing_key)
+        if envelope.key is not None:
+            envelope = envelope._replace(key=envelope.key._replace(bare=False))
         self._messages.append((exchange, routing_key, envelope))
         if len(self._messages) >= self.max_size:
             self.flush()

@@ -71,8 +71,7 @@ class Canceller:
             handle.run(statement("delete_result"), {"task_id": task_id})
             handle.run(statement("delete_revocation"), {"value": task_id})
             tell(handle, self._told, row_id, "info", f"put back after it had {row[0]}")
-        queue: str = queues[0][0]
-        return queue
+        return readable(queues[0][0])
 
     def cancel(self, row_ids: Iterable[int], reason: str) -> list[CancelledRow]:
         """Cancel rows in one transaction; ids without a row are passed over."""

@@ -19,7 +19,6 @@ from .depths import QueueDepth, read_depths
 from .envelope import encode
 from .errors import LeaseLost
 from .models import DeliveryTag, Envelope, Settlement
-from .store import CLAIM_WAIT_S
 
 if TYPE_CHECKING:
     from .transport import Transport
@@ -57,6 +56,7 @@ class Channel(ConsumingChannel):
 
         Raises:
             ChannelError: the exchange does not exist.
+            ValueError: the ``compatibility`` header is not a JSON object.
             QueueBusyError, QueueDiskError: nothing was written.
         """
         envelope = self.encode(message, exchange, routing_key)
@@ -150,12 +150,18 @@ class Channel(ConsumingChannel):
         Raises:
             QueueBusyError: nothing was recorded yet; try again soon.
         """
-        tag = DeliveryTag.parse(delivery_tag)
-        if self.store.deliveries.start([tag], CLAIM_WAIT_S, early):
-            return True
-        self.qos.forget(delivery_tag)
-        self._room_made()
-        return False
+        return bool(self.start_many([(delivery_tag, early)]))
+
+    def start_many(self, starts: list[tuple[str, bool]]) -> set[str]:
+        """Record several starts and the ends so far in one transaction; return what may run."""
+        pairs = [(DeliveryTag.parse(text), early) for text, early in starts]
+        found = self.store.settle_and_start(pairs)
+        for text, _ in starts:
+            if DeliveryTag.parse(text) not in found:
+                self.qos.forget(text)
+        if len(found) < len(starts):
+            self._room_made()
+        return {str(tag) for tag in found}
 
     def accept(self, delivery_tag: str) -> None:
         """Acknowledge early: free the message's place in the prefetch count, keep its lease.

@@ -121,12 +121,15 @@ class Chords:
         return [row[0] for row in rows]
 
     @contextmanager
-    def finishing(self, group_id: str) -> Iterator[bool]:
+    def finishing(self, group_id: str, expires_s: float | None) -> Iterator[bool]:
         """Take a due chord's mark together with what the body of the block writes.
+
+        Arguments:
+            expires_s: seconds for which a part that comes once more is known as such.
 
         Yields whether the mark was there to take; otherwise somebody else has finished the chord.
         """
-        values = {"group_id": group_id}
+        values = self._values(group_id, expires_s)
         with self._database.transaction() as handle:
             handle.run(statement("finish_chord"), values)
             mine = bool(handle.changes())

@@ -16,7 +16,7 @@ from typing import Any
 from .clock import to_text
 from .database import Database
 from .errors import SessionLost
-from .foreign import check_columns, normal_time
+from .foreign import check_columns, check_counters, normal_time
 from .handles import Handle, execute_many
 from .log import describe, logger
 from .models import Delivery, DeliveryTag
@@ -236,7 +236,11 @@ class Claims:
     ) -> Delivery | None:
         """Return the delivery a row found ready becomes; end the row if it must not be one."""
         (row_id, number, queue, type_, priority, payload, headers, properties, task_id) = row[:9]
-        attempts, deaths, expires_at, run_after, cancel_requested = row[9:]
+        attempts, max_attempts, deaths, expires_at, run_after, cancel_requested = row[9:]
+        reason = check_counters(number, attempts, max_attempts, deaths)
+        if reason is not None:
+            self._quarantine(handle, row_id, queue, reason, now)
+            return None
         if headers is None:
             reason = check_columns(type_, priority, run_after, expires_at)
             if reason is not None:
@@ -258,7 +262,7 @@ class Claims:
             task_id = str(uuid.uuid4())
             handle.run(statement("set_task_id"), {"id": row_id, "task_id": task_id})
         return Delivery(
-            DeliveryTag(row_id, number),
+            DeliveryTag(row_id, number + 1),
             queue,
             type_,
             priority,
@@ -266,7 +270,7 @@ class Claims:
             headers,
             properties,
             task_id,
-            attempts,
+            attempts + 1,
             deaths,
         )
 

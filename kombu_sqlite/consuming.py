@@ -140,7 +140,8 @@ class ConsumingChannel(DeclaringChannel):
     def basic_get(self, queue: str, no_ack: bool = False, **kwargs: Any) -> _Message | None:
         """Return the next message of ``queue``, or None.
 
-        What this channel has leased for its consumers but not delivered comes first.
+        What this channel has leased for its consumers but not delivered comes first. Asking counts
+        as using the queue, as it does for RabbitMQ: its ``x-expires`` begins anew.
         """
         for delivery in list(self._buffer):
             if delivery.queue == queue:
@@ -150,13 +151,21 @@ class ConsumingChannel(DeclaringChannel):
                     return self._hold(message, no_ack)
         if len(self.store.settler):
             self.store.settler.try_flush()  # what was given back may be the next
-        if not self.store.claims.has_ready([queue], self.store.options.capabilities):
+        ready = self.store.claims.has_ready([queue], self.store.options.capabilities)
+        self.store.renew_expiry(queue)
+        if not ready:
             return None
         while deliveries := self.store.settle_and_claim(self._claimant(), [queue], 1):
             message = self._to_message(deliveries[0])
             if message is not None:
                 return self._hold(message, no_ack)
         return None
+
+    def _may_hold_more(self) -> bool:
+        """Return whether it is time to lease more."""
+        if self.explicit_start and self.qos.has_plenty():
+            return False
+        return self.qos.can_consume()
 
     def _claimant(self) -> Claimant:
         return self.store.claimant(not self.explicit_start)
@@ -214,7 +223,7 @@ class ConsumingChannel(DeclaringChannel):
         Claims only where a message is to be expected; the look before sleeping is a read.
         """
         free = self.qos.can_consume_max_estimate()
-        self._starved = free == 0 or not self.qos.can_consume()
+        self._starved = free == 0 or not self._may_hold_more()
         if not self._active_queues or self._starved or not self._expecting:
             return False
         self._turn += 1
@@ -265,7 +274,7 @@ class ConsumingChannel(DeclaringChannel):
         self.store.settler.try_flush()
         if self._buffer:
             return False
-        if self._starved and not self.qos.can_consume():
+        if self._starved and not self._may_hold_more():
             bell.wake()  # an ack rings, writers need not
             return True
         self._starved = False
@@ -278,6 +287,6 @@ class ConsumingChannel(DeclaringChannel):
     def _room_made(self) -> None:
         """Look for more after an ack or a change of the prefetch count, from any thread."""
         bell = self._bell
-        if bell is not None and self._starved:
+        if bell is not None and self._starved and self._may_hold_more():
             self._expecting = True
             bell.ring_self()

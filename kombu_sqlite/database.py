@@ -22,7 +22,7 @@ from .errors import (
     QueueSchemaError,
 )
 from .forking import gate
-from .handles import IDENTITY_INTERVAL_S, Handle, Reading, Transaction
+from .handles import IDENTITY_INTERVAL_S, Handle, Reading, Snapshot, Transaction
 from .options import Options
 
 __all__ = ("Database", "ensure_library_safe")
@@ -95,6 +95,10 @@ class Database:
     def reading(self) -> Reading:
         """Return a context for reading."""
         return Reading(self)
+
+    def snapshot(self) -> Snapshot:
+        """Return a context for reading several statements at one moment of the file."""
+        return Snapshot(self)
 
     def handle(self) -> Handle:
         """Return this thread's handle, making it at the first call."""

@@ -93,6 +93,8 @@ class DeclaringChannel(virtual.Channel):
     ) -> Any:
         """Declare a queue; of two declarations the newer one's arguments hold.
 
+        An exclusive one goes, with what is in it, when the connection that made it is closed.
+
         Returns:
             Its name, how many messages wait in it, how many consumers it has.
 
@@ -118,6 +120,8 @@ class DeclaringChannel(virtual.Channel):
                     "406",
                 )
             self.store.topology.declare_queue(wanted)
+            if exclusive and known is None:
+                self.connection.exclusive_queues.add(queue)
         return queue_declare_ok_t(queue, self._size(queue), self.store.live_consumers(queue))
 
     def _not_found(self, kind: str, name: str, method: str) -> Exception:
@@ -138,6 +142,7 @@ class DeclaringChannel(virtual.Channel):
         if (if_empty and size) or (if_unused and self.store.live_consumers(queue)):
             return 0
         self.store.delete_queue(queue)
+        self.connection.exclusive_queues.discard(queue)
         return size
 
     def queue_bind(

@@ -18,7 +18,10 @@ from .models import DeliveryTag, Settlement
 from .sql import statement
 from .stories import tell
 
-__all__ = ("Deliveries", "end_values")
+__all__ = ("Deliveries", "Start", "end_values")
+
+#: A tag, and whether its message is acknowledged with the start.
+Start = tuple[DeliveryTag, bool]
 
 _END = statement("end_delivery")
 _REQUEUING = frozenset({"requeue", "release", "died"})
@@ -34,35 +37,36 @@ class Deliveries:
         """Return whether this thread is inside a transaction of somebody else's."""
         return self._database.handle().depth > 0
 
-    def start(
-        self, tags: Iterable[DeliveryTag], wait_s: float | None = None, early: bool = False
-    ) -> set[DeliveryTag]:
-        """Record that execution begins; return the tags that may run, the others were lost.
+    def start(self, starts: Iterable[Start], wait_s: float | None = None) -> set[DeliveryTag]:
+        """Record that executions begin, in one transaction; see ``start_within``.
 
         Arguments:
             wait_s: how long to wait for the write lock; None waits for ``busy_timeout``.
-            early: whether the messages are acknowledged with that, and so never run again.
 
         Raises:
             QueueBusyError: nothing was recorded within ``wait_s``; try again.
         """
+        with self._database.transaction(wait_s) as handle:
+            return self.start_within(handle, starts)
+
+    def start_within(self, handle: Handle, starts: Iterable[Start]) -> set[DeliveryTag]:
+        """Record that executions begin; return the tags that may run, the others were lost.
+
+        Arguments:
+            starts: tags, each with whether the message is acknowledged with that, and so never
+                run again.
+        """
         now = to_text(time.time())
         started = set()
-        with self._database.transaction(wait_s) as handle:
-            for tag in tags:
-                values = {
-                    "id": tag.row_id,
-                    "delivery_no": tag.delivery_no,
-                    "now": now,
-                    "early": early,
-                }
-                if tag.transient:
-                    mine = handle.one(statement("get_transient_lease"), values) is not None
-                else:
-                    handle.run(statement("start_delivery"), values)
-                    mine = bool(handle.changes())
-                if mine:
-                    started.add(tag)
+        for tag, early in starts:
+            values = {"id": tag.row_id, "delivery_no": tag.delivery_no, "now": now, "early": early}
+            if tag.transient:
+                mine = handle.one(statement("get_transient_lease"), values) is not None
+            else:
+                handle.run(statement("start_delivery"), values)
+                mine = bool(handle.changes())
+            if mine:
+                started.add(tag)
         return started
 
     def settle(

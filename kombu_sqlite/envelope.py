@@ -10,10 +10,11 @@ from kombu.utils.json import loads as kombu_loads
 
 from .clock import datetime_to_text, parse_time
 from .errors import QueueOptionError
-from .foreign import BadMessageError, foreign_body
+from .foreign import MAX_INTEGER, BadMessageError, foreign_body
 from .keys import SCOPES
 from .log import logger
 from .models import NORMAL_PRIORITY, Delivery, Envelope, IdempotencyKey
+from .routing import requirements
 
 __all__ = ("Envelope", "decode", "encode")
 
@@ -28,6 +29,7 @@ def encode(message: dict[str, Any], exchange: str, routing_key: str, redis_order
 
     Raises:
         TypeError: headers or properties hold what JSON cannot express.
+        ValueError: the ``compatibility`` header is not a JSON object.
     """
     headers, key = _take_key(message["headers"])
     properties = dict(message["properties"])
@@ -89,12 +91,19 @@ def _readable(body: bytes, encoding: Any, headers: dict[str, Any]) -> str | byte
 
 
 def _row_priority(priority: Any, redis_order: bool) -> int:
-    """Return the row's priority, where the lower number goes first; 0 or none is normal."""
+    """Return the row's priority, where the lower number goes first; 0 or none is normal.
+
+    One beyond what a column holds becomes the last that it does: the message is still before, or
+    behind, all others, and its property comes back as it was sent. A rank is no reason to refuse.
+    """
     try:
         number = int(priority or 0)
     except (TypeError, ValueError):
         number = 0
-    return NORMAL_PRIORITY + number if redis_order else NORMAL_PRIORITY - number
+    except OverflowError:  # infinite
+        number = MAX_INTEGER if priority > 0 else -MAX_INTEGER
+    row = NORMAL_PRIORITY + number if redis_order else NORMAL_PRIORITY - number
+    return max(-MAX_INTEGER, min(row, MAX_INTEGER))
 
 
 def _time_of(value: Any, header: str, task_id: Any) -> str | None:
@@ -131,7 +140,10 @@ def _milliseconds(expiration: Any) -> int | None:
 def _compatibility(value: Any) -> str:
     if value is None or value == {} or value == "{}":
         return "{}"
-    return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+    text = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+    if requirements(text) is None:  # no consumer could ever meet it
+        raise ValueError(f"the header 'compatibility' must be a JSON object, not {value!r}")
+    return text
 
 
 def _to_json(value: dict[str, Any]) -> str:

@@ -7,7 +7,18 @@ from typing import Any
 
 from .clock import datetime_to_text, parse_time
 
-__all__ = ("BadMessageError", "check_columns", "foreign_body", "normal_time", "readable")
+__all__ = (
+    "MAX_INTEGER",
+    "BadMessageError",
+    "check_columns",
+    "check_counters",
+    "foreign_body",
+    "normal_time",
+    "readable",
+)
+
+#: SQLite's largest integer; one more becomes a fraction.
+MAX_INTEGER = 2**63 - 1
 
 _NO_CANVAS = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
 
@@ -43,6 +54,32 @@ def check_columns(
     if expires_at is not None and parse_time(expires_at) is None:
         return f"expires_at_utc is not a time: {expires_at!r}"
     return None
+
+
+def check_counters(
+    delivery_no: object, attempts: object, max_attempts: object, deaths: object
+) -> str | None:
+    """Return what is wrong with a row's counters; None when each can count one further.
+
+    Any row is looked at, whoever wrote it: a delivery tag made of a fraction names no delivery, so
+    nobody could ever end it.
+    """
+    if (  # each claimed row comes by here
+        isinstance(delivery_no, int)
+        and isinstance(attempts, int)
+        and isinstance(max_attempts, int)
+        and isinstance(deaths, int)
+        and delivery_no < MAX_INTEGER
+        and attempts < MAX_INTEGER
+        and deaths < MAX_INTEGER
+    ):
+        return None
+    counted = (("delivery_no", delivery_no), ("attempts", attempts), ("deaths", deaths))
+    for name, value in (*counted, ("max_attempts", max_attempts)):
+        if not isinstance(value, int):
+            return f"{name} is not a whole number of at most 64 bits: {value!r}"
+    name, value = max(counted, key=lambda pair: pair[1])  # type: ignore[arg-type,return-value]
+    return f"{name} cannot grow any further: {value!r}"
 
 
 def normal_time(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import os
 import threading
 import time
@@ -13,14 +14,10 @@ from typing import TYPE_CHECKING, Any
 import apsw
 
 from . import native
-from .errors import (
-    QueueBusyError,
-    QueueDatabaseError,
-    QueueDiskError,
-    QueueLocationError,
-    QueueSchemaError,
-)
+from .errors import QueueDatabaseError
 from .forking import gate
+from .sql import statement
+from .translating import translate, used_up
 
 if TYPE_CHECKING:
     from .database import Database
@@ -30,35 +27,21 @@ __all__ = (
     "Handle",
     "Params",
     "Reading",
+    "Snapshot",
     "Transaction",
     "execute_many",
-    "translate",
 )
 
 #: A file's identity is compared at most this often on the way into a transaction, in seconds.
 IDENTITY_INTERVAL_S = 1.0
+
+#: A write lock that is taken is tried for again after so long: at first shortly, since most writes
+#: take some 50 µs; then in steps that cost the processor little.
 _BUSY_RETRY_S = 0.001
+_FIRST_RETRY_S = 0.0002
+_FIRST_RETRIES = 20
 
 Params = dict[str, Any] | Sequence[Any]
-
-
-def translate(exc: apsw.Error, path: str) -> QueueDatabaseError:
-    """Return the error of this package that says what an error of APSW means for the caller."""
-    if isinstance(exc, (apsw.BusyError, apsw.LockedError)):
-        return QueueBusyError(f"{path!r} stayed locked by another process; try again.")
-    if isinstance(exc, apsw.FullError):
-        return QueueDiskError(f"The disk of {path!r} is full; make room, then try again.")
-    if isinstance(exc, apsw.NotADBError):
-        return QueueLocationError(f"{path!r} is not a SQLite database; choose another path.")
-    if isinstance(exc, apsw.ReadOnlyError):
-        return QueueLocationError(f"{path!r} cannot be written; change its owner or mode.")
-    if isinstance(exc, (apsw.CantOpenError, apsw.PermissionsError, apsw.AuthError)):
-        return QueueLocationError(f"{path!r} cannot be opened ({exc}); check path and permissions.")
-    if isinstance(exc, apsw.IOError):
-        return QueueDiskError(f"The disk of {path!r} failed ({exc}); check it, then try again.")
-    if isinstance(exc, apsw.CorruptError):
-        return QueueSchemaError(f"{path!r} is damaged ({exc}); restore a backup.")
-    return QueueDatabaseError(f"{exc} (in {path!r})")
 
 
 class Handle:
@@ -137,6 +120,14 @@ class Handle:
             self.cursor.close(True)
             self.cursor = self.connection.cursor()
 
+    def findused_up(self) -> str | None:
+        """Return a table that can take no further row, since its last row id is given away."""
+        try:
+            row = self.one(statement("find_used_up"))
+        except apsw.Error:
+            return None  # the disk is so full, or broken, that not even this can be read
+        return None if row is None else str(row[0])
+
     def changes(self) -> int:
         """Return how many rows the last statement inserted, updated or deleted."""
         assert self.connection is not None
@@ -169,8 +160,8 @@ class Handle:
 
     def _begin_by(self, deadline: float) -> None:
         sleep = time.sleep if self._green is not None else native.sleep
-        while True:
-            sleep(_BUSY_RETRY_S)
+        for tried in itertools.count():
+            sleep(_FIRST_RETRY_S if tried < _FIRST_RETRIES else _BUSY_RETRY_S)
             try:
                 self.cursor.execute("BEGIN IMMEDIATE")
                 return
@@ -210,6 +201,14 @@ class _Scope:
             raise
         return handle
 
+    def _translated(self, exc: BaseException | None) -> QueueDatabaseError | None:
+        """Return this package's error for one of APSW's, asking the file where that is unclear."""
+        if not isinstance(exc, apsw.Error):
+            return None
+        table = self._handle.findused_up() if isinstance(exc, apsw.FullError) else None
+        path = self._database.path
+        return translate(exc, path) if table is None else used_up(table, path)
+
 
 class Reading(_Scope):
     """Reads outside a write transaction; each statement sees one moment of the file."""
@@ -221,9 +220,42 @@ class Reading(_Scope):
     ) -> None:
         if exc is not None:
             self._handle.end_statement()
+        error = self._translated(exc)
         self._handle.release()
-        if isinstance(exc, apsw.Error):
-            raise translate(exc, self._database.path) from exc
+        if error is not None:
+            raise error from exc
+
+
+class Snapshot(Reading):
+    """Reads whose statements all see the file as it was at the first of them.
+
+    Meanwhile no page of the write-ahead log can be reused: keep it short. Inside a transaction of
+    the same thread it sees what that one sees.
+    """
+
+    __slots__ = ("_nested",)
+
+    def __enter__(self) -> Handle:
+        handle = self._enter()
+        self._nested = handle.connection.in_transaction  # type: ignore[union-attr]
+        if not self._nested:
+            try:
+                handle.run("BEGIN")
+            except BaseException:
+                handle.release()
+                raise
+        return handle
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, _: TracebackType | None
+    ) -> None:
+        handle = self._handle
+        connection = handle.connection
+        try:
+            if not self._nested and connection is not None and connection.in_transaction:
+                handle.run("ROLLBACK")
+        finally:
+            super().__exit__(kind, exc, _)
 
 
 class Transaction(_Scope):
@@ -263,6 +295,7 @@ class Transaction(_Scope):
     ) -> None:
         handle = self._handle
         callbacks: list[Callable[[], None]] = []
+        error = None if exc is None else self._translated(exc)  # undoing may hide the cause
         try:
             if exc is None:
                 if self._nested:
@@ -282,8 +315,8 @@ class Transaction(_Scope):
             handle.release()
         for callback in callbacks:
             callback()
-        if isinstance(exc, apsw.Error):
-            raise translate(exc, self._database.path) from exc
+        if error is not None:
+            raise error from exc
 
     def _undo(self, handle: Handle) -> None:
         connection = handle.connection

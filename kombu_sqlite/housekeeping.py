@@ -6,15 +6,19 @@ Each step is its own short transaction; a crash between two leaves nothing half 
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import apsw
 
 from .checkpoints import FRAME_BYTES, restart
 from .clock import now_text, to_text
 from .database import Database
+from .foreign import readable
+from .handles import Handle
 from .log import describe, logger
 from .options import Options
 from .results import Results
+from .routing import requirements
 from .sql import statement
 from .topology import TopologyStore
 
@@ -74,12 +78,39 @@ class Housekeeping:
                         {"id": row_id, "run_after": normal, "now": now_text()},
                     )
                     continue
-                handle.run(
-                    statement("fail_queued"),
-                    {"id": row_id, "now": now_text(), "error": f"malformed row: {reason}"},
-                )
-                logger.error("Quarantined as failed (%s): %s", reason, describe(None, None, row_id))
+                _quarantine(handle, row_id, reason)
         return True
+
+    def fail_unclaimable(self) -> None:
+        """Fail what no consumer can ask for, with the reason.
+
+        That is what stands under a queue's name that is not UTF-8, and what is ready with a
+        ``compatibility`` that is not a JSON object.
+        """
+        lanes: list[tuple[str, bytes]] = []
+        unreadable: list[bytes] = []
+        with self._database.reading() as handle:
+            any_lane = handle.one(statement("any_lane")) is not None
+            for (raw,) in handle.all(statement("list_queue_names")):
+                try:
+                    queue = bytes(raw).decode("utf-8")
+                except UnicodeDecodeError:
+                    unreadable.append(bytes(raw))
+                    continue
+                if any_lane:
+                    found = handle.all(statement("list_lanes"), {"queue": queue})
+                    lanes.extend((queue, bytes(lane)) for (lane,) in found)
+        for name in unreadable:
+            self._fail("list_queued_in", {"queue": name}, f"queue is not UTF-8: {name!r}")
+        for queue, lane in lanes:
+            if requirements(readable(lane)) is None:
+                reason = f"compatibility is not a JSON object: {readable(lane)!r}"
+                self._fail("list_ready_in_lane", {"queue": queue, "lane": lane}, reason)
+
+    def _fail(self, name: str, values: dict[str, Any], reason: str) -> None:
+        with self._database.transaction() as handle:
+            for (row_id,) in handle.all(statement(name), {**values, "limit": BATCH}):
+                _quarantine(handle, row_id, reason)
 
     def delete_unused_queues(self) -> None:
         """Delete queues that expired, or that delete themselves and have lost their consumers."""
@@ -130,6 +161,13 @@ class Housekeeping:
             if frames * FRAME_BYTES > _LARGE_LOG_BYTES:
                 restart(connection, _RESTART_WAIT_MS, int(self._options.busy_timeout * 1000))
             return frames * FRAME_BYTES > _LARGE_LOG_BYTES // 2
+
+
+def _quarantine(handle: Handle, row_id: int, reason: str) -> None:
+    """Fail a row that makes no sense."""
+    error = f"malformed row: {reason}"
+    handle.run(statement("fail_queued"), {"id": row_id, "now": now_text(), "error": error})
+    logger.error("Quarantined as failed (%s): %s", reason, describe(None, None, row_id))
 
 
 def _why_irregular(

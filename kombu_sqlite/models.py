@@ -12,21 +12,27 @@ from .clock import datetime_to_text, parse_time
 
 __all__ = (
     "NORMAL_PRIORITY",
+    "STATUSES",
     "Delivery",
     "DeliveryTag",
     "Envelope",
     "IdempotencyKey",
     "QueueStats",
+    "Record",
     "Settlement",
     "Task",
     "TaskLog",
     "Worker",
+    "WorkerState",
 )
 
 R = TypeVar("R", bound="Record")
 
 #: Row priority of a message without one; 1-99 are more urgent, above are background.
 NORMAL_PRIORITY = 100
+
+#: The states of a row, in the order of its life.
+STATUSES = ("queued", "processing", "completed", "failed", "cancelled")
 
 
 class DeliveryTag(NamedTuple):
@@ -179,6 +185,7 @@ class Task(Record):
     delivery_no: int = 0
     deaths: int = 0
     outcome_pending: int = 0
+    writer: str | None = None
     acked_early: int = 0
     cancel_requested: int = 0
     follows: int | None = None
@@ -214,6 +221,29 @@ class Worker(Record):
 
 
 @dataclass(frozen=True)
+class WorkerState(Record):
+    """One row of ``v_worker_status``: a worker, whether it is alive, and how many rows it holds.
+
+    Attributes:
+        status: ``active``, ``stale`` (no sign of life for its visibility timeout) or ``gone``.
+        processing: rows it has leased.
+        lease_until_utc: the end of all its leases, as renewed.
+    """
+
+    worker_id: str = ""
+    hostname: str | None = None
+    host: str | None = None
+    pid: int | None = None
+    concurrency: int | None = None
+    capabilities: str = "{}"
+    started_at_utc: datetime | None = None
+    heartbeat_utc: datetime | None = None
+    status: str = "active"
+    processing: int = 0
+    lease_until_utc: datetime | None = None
+
+
+@dataclass(frozen=True)
 class TaskLog(Record):
     """One row of ``task_logs``: a line of a task's story."""
 
@@ -244,10 +274,7 @@ class QueueStats(Record):
     @classmethod
     def of(cls, counts: Mapping[str, int], age_s: float | None) -> QueueStats:
         """Return the statistics of counts by status."""
-        by_status = {
-            f"{status}_tasks": counts.get(status, 0)
-            for status in ("queued", "processing", "completed", "failed", "cancelled")
-        }
+        by_status = {f"{status}_tasks": counts.get(status, 0) for status in STATUSES}
         return cls(sum(counts.values()), **by_status, oldest_queued_age_seconds=age_s)
 
 

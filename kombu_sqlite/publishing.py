@@ -12,7 +12,7 @@ from .clock import after_text, to_text
 from .database import Database
 from .deliveries import end_values
 from .errors import DuplicateTask, LeaseLost, QueueDiskError
-from .handles import Handle
+from .handles import Handle, execute_many
 from .keys import Holder, find_holder, move_key, take_key
 from .log import logger
 from .models import Envelope
@@ -31,6 +31,8 @@ _UPKEEP_NET_S = 0.5
 #: Payloads from this length on reach beyond the row's first page; see ``lease_row``.
 _PAD_FROM = 2000
 _PAD = " " * 250
+#: Up to so many delayed messages are counted one by one.
+_FEW_WAITING = 500
 _OVERFLOW = "dropped: the queue was longer than its maximum"
 
 
@@ -270,29 +272,59 @@ class Publisher:
     def _drop_overflow(self, handle: Handle, queue: Queue, now: str) -> None:
         """Keep a queue within ``x-max-length`` and ``x-max-length-bytes``, dropping from its head.
 
-        That is AMQP's default (``drop-head``); a dropped durable message ends cancelled.
+        That is AMQP's default (``drop-head``); a dropped durable message ends cancelled. Only ready
+        messages count: AMQP knows no delay, and a delayed one has not come to the queue yet.
         """
         longest = queue.number("x-max-length")
         if longest is not None:
-            count = "count_transient" if queue.transient else "count_queued"
-            waiting = handle.one(statement(count), {"queue": queue.name, "now": now})[0]
-            if waiting > longest:
-                self._drop(handle, queue, waiting - longest, now)
+            self._drop_several(
+                handle, queue, self._count_ready(handle, queue, longest, now) - longest, now
+            )
         most_bytes = queue.number("x-max-length-bytes")
-        if most_bytes is not None and not queue.transient:
-            while handle.one(statement("sum_queued_bytes"), {"queue": queue.name})[0] > most_bytes:
-                self._drop(handle, queue, 1, now)
+        if most_bytes is not None:
+            name = "sum_transient_bytes" if queue.transient else "sum_ready_bytes"
+            size = handle.one(statement(name), {"queue": queue.name, "now": now})[0]
+            while size > most_bytes and (dropped := self._drop(handle, queue, now)) is not None:
+                size -= dropped
 
-    def _drop(self, handle: Handle, queue: Queue, excess: int, now: str) -> None:
+    def _count_ready(self, handle: Handle, queue: Queue, enough: int, now: str) -> int:
+        """Return how many messages are ready, or any number up to ``enough`` when not more are.
+
+        Counting a long queue takes milliseconds, so that comes last: the table of counts knows how
+        many are queued, and most files hold few delayed ones to take off.
+        """
+        values = {"queue": queue.name, "now": now, "limit": _FEW_WAITING}
         if queue.transient:
-            handle.run(
-                statement("drop_transient_overflow"), {"queue": queue.name, "excess": excess}
-            )
-        else:
-            handle.run(
-                statement("drop_overflow"),
-                {"queue": queue.name, "excess": excess, "now": now, "error": _OVERFLOW},
-            )
+            return int(handle.one(statement("count_transient"), values)[0])
+        queued = int(handle.one(statement("count_queued"), values)[0])
+        if queued <= enough:
+            return enough
+        waiting, here = handle.one(statement("count_waiting"), values)
+        if waiting < _FEW_WAITING:
+            return queued - int(here)
+        return int(handle.one(statement("count_ready"), values)[0])
+
+    def _drop_several(self, handle: Handle, queue: Queue, excess: int, now: str) -> None:
+        if excess <= 1 or queue.transient:
+            while excess > 0 and self._drop(handle, queue, now) is not None:
+                excess -= 1
+            return
+        rows = handle.all(statement("list_overflow"), {"queue": queue.name, "excess": excess})
+        values = {"now": now, "error": _OVERFLOW}
+        execute_many(handle, statement("cancel_found"), [{**values, "id": row[0]} for row in rows])
+
+    def _drop(self, handle: Handle, queue: Queue, now: str) -> int | None:
+        """Drop one ready message; return how many bytes its body had, None when there is none."""
+        values = {"queue": queue.name, "now": now}
+        if queue.transient:
+            row = handle.one(statement("drop_transient_overflow"), values)
+            return None if row is None else int(row[0])
+        row = handle.one(statement("find_overflow"), values)
+        if row is None:
+            return None
+        values = {"id": row[0], "now": now, "error": _OVERFLOW}
+        handle.run(statement("cancel_found"), values)
+        return int(row[1])
 
 
 def _is_ready(queue: Queue, envelope: Envelope, moment_s: float) -> bool:

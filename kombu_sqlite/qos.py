@@ -45,6 +45,15 @@ class QoS:
             return None
         return max(self.prefetch_count - len(self._unacked), 0)
 
+    def has_plenty(self) -> bool:
+        """Return whether more than half of what may be held is held and waits to be executed.
+
+        Only where the application marks what it executes: then there is no hurry to lease more,
+        and the next claim is worth its transaction.
+        """
+        waiting = len(self._unacked) - len(self._running)
+        return 2 * waiting > self.prefetch_count > 0
+
     def append(self, message: Any, delivery_tag: str) -> None:
         """Hold a message until it is acknowledged or rejected."""
         self._unacked[delivery_tag] = message

@@ -3,40 +3,37 @@
 from __future__ import annotations
 
 import builtins
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from types import TracebackType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
-import apsw
-
-from .clock import parse_time
 from .errors import LeaseLost, SessionLost
-from .foreign import readable
-from .handles import Params, execute_many
-from .location import default_path
+from .listing import find_tasks, find_waiting
 from .models import (
     NORMAL_PRIORITY,
     Delivery,
     DeliveryTag,
     QueueStats,
+    Record,
     Settlement,
     Task,
     TaskLog,
     Worker,
+    WorkerState,
 )
-from .options import Options, path_from_url
-from .rows import Rows, as_row, task_values
+from .queue_file import QueueFile
+from .rows import read_records, task_values
 from .sql import statement
-from .store import Store, open_store
+from .statistics import Statistics, count_tasks, measure, read_worker_states
+from .store import Store
 from .stories import read_off
 
 __all__ = ("QueueDatabase",)
 
+R = TypeVar("R", bound=Record)
 
-class QueueDatabase:
+
+class QueueDatabase(QueueFile):
     """One queue file.
 
     Arguments:
@@ -53,90 +50,8 @@ class QueueDatabase:
     """
 
     def __init__(self, path: str | None = None, **options: Any) -> None:
-        chosen = str(path) if path is not None else default_path()
-        parameters: Mapping[str, Any] = {}
-        if chosen.startswith("sqlite://"):
-            chosen, parameters = path_from_url(chosen)
-        self._options = Options.load(chosen, parameters, options)
-        self._opened: Store | None = None
+        super().__init__(path, **options)
         self._claimed: dict[DeliveryTag, Store] = {}  # which file a delivery is of, if replaced
-
-    @property
-    def _store(self) -> Store:
-        store = self._opened
-        if store is None or store.retired:
-            self.close()
-            store = self._opened = open_store(self._options)
-        return store
-
-    @property
-    def path(self) -> str:
-        """The absolute path of the file."""
-        return self._store.database.path
-
-    # -- the database --------------------------------------------------------------------------
-
-    def initialize_schema(self) -> None:
-        """Create the schema, or migrate an older file; repeatable. Opening does it as well."""
-        with self._store.database.reading():
-            pass
-
-    def get_connection(self) -> apsw.Connection:
-        """Return this thread's APSW connection; the same one at each call.
-
-        It is closed before a fork and by ``close()``: ask again rather than keep it.
-        """
-        with self._store.database.reading() as handle:
-            assert handle.connection is not None
-            return handle.connection
-
-    def execute(self, sql: str, params: Params = ()) -> Rows:
-        """Execute one statement; return its rows. Outside a transaction it commits by itself."""
-        with self._store.database.reading() as handle:
-            assert handle.connection is not None
-            cursor = handle.connection.cursor()
-            cursor.row_trace = as_row
-            rows = Rows(cursor.execute(sql, params))
-            rows.rowcount = handle.connection.changes()
-            rows.lastrowid = handle.connection.last_insert_rowid()
-            return rows
-
-    def execute_many(self, sql: str, rows: Iterable[Params]) -> None:
-        """Execute one statement per row of parameters, in one transaction."""
-        with self._store.database.transaction() as handle:
-            execute_many(handle, sql, rows)
-
-    @contextmanager
-    def transaction(self) -> Iterator[apsw.Connection]:
-        """Write: BEGIN IMMEDIATE, COMMIT at the end, ROLLBACK on any exception; nests.
-
-        Raises:
-            QueueBusyError: the write lock was not to be had within ``busy_timeout``.
-        """
-        with self._store.database.transaction() as handle:
-            assert handle.connection is not None
-            yield handle.connection
-
-    @contextmanager
-    def connection(self) -> Iterator[apsw.Connection]:
-        """Read with this thread's connection."""
-        with self._store.database.reading() as handle:
-            assert handle.connection is not None
-            yield handle.connection
-
-    def close(self) -> None:
-        """Close all connections and leave the file; the next use opens it again."""
-        store, self._opened = self._opened, None
-        if store is not None:
-            store.release()
-
-    def __enter__(self) -> QueueDatabase:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, _: TracebackType | None
-    ) -> None:
-        self.close()
 
     # -- publishing ----------------------------------------------------------------------------
 
@@ -191,9 +106,9 @@ class QueueDatabase:
             for values in rows:
                 inserted = handle.one(statement("insert_task"), values)
                 if inserted is not None:
-                    found.append(self._one("get_task", {"id": inserted[0]}))
+                    found.append(self._one("get_task", id=inserted[0]))
                 else:
-                    found.append(self._one("get_by_key", {"key": values["idempotency_key"]}))
+                    found.append(self._one("get_by_key", key=values["idempotency_key"]))
             topology = store.topology.current(handle)
             names = {values["queue"] for values in rows}
             handle.after_commit.append(lambda: store.ringer.ring_each(topology, names))
@@ -201,9 +116,14 @@ class QueueDatabase:
 
     # -- looking -------------------------------------------------------------------------------
 
-    def _one(self, name: str, values: dict[str, Any]) -> Any:
-        rows = self.execute(statement(name), values)
-        return Task.from_dict(dict(rows[0])) if rows else None
+    def _read(self, kind: builtins.type[R], name: str, **values: Any) -> builtins.list[R]:
+        with self._store.database.reading() as handle:
+            assert handle.connection is not None
+            return read_records(handle.connection, kind, name, values)
+
+    def _one(self, name: str, **values: Any) -> Any:
+        found = self._read(Task, name, **values)
+        return found[0] if found else None
 
     def get(self, id: int | str) -> Task | None:
         """Return a row by its id, or the newest of a Celery task id; None when there is none."""
@@ -219,50 +139,85 @@ class QueueDatabase:
         before_id: int | None = None,
         limit: int = 100,
     ) -> list[Task]:
-        """Return rows that match every filter given, newest first.
+        """Return rows that match every filter given, newest first, all of one moment.
+
+        Text that is not UTF-8 is shown with U+FFFD, here and wherever rows are returned.
 
         Arguments:
             format: ``$.format`` of the payload; only rows written by other programs have one.
             before_id: only rows older than this one; the cursor of the next page.
         """
-        values = {
-            "status": status,
-            "type": type,
-            "queue": queue,
-            "before": before_id,
-            "limit": limit,
-        }
-        if format is not None:
-            rows = self.execute(statement("list_tasks_of_format"), {**values, "format": format})
-        elif type is not None and status in ("failed", "cancelled"):
-            rows = self.execute(statement("list_tasks_of_type"), values)
-        else:
-            rows = self.execute(statement("list_tasks"), values)
-        return [Task.from_dict(dict(row)) for row in rows]
+        with self._store.database.snapshot() as handle:
+            found = find_tasks(
+                handle,
+                status=status,
+                type=type,
+                queue=queue,
+                format=format,
+                before_id=before_id,
+                limit=limit,
+            )
+            return [self._one("get_task", id=id) for id in found]
+
+    def scheduled(
+        self,
+        *,
+        type: str | None = None,
+        queue: str | None = None,
+        after_id: int | None = None,
+        limit: int = 100,
+    ) -> builtins.list[Task]:
+        """Return queued rows that wait for their time, the next to fall due first.
+
+        Arguments:
+            after_id: only rows that come after this one; the cursor of the next page.
+        """
+        with self._store.database.snapshot() as handle:
+            found = find_waiting(handle, type=type, queue=queue, after_id=after_id, limit=limit)
+            return [self._one("get_task", id=id) for id in found]
 
     def stats(self, *, queue: str | None = None, type: str | None = None) -> QueueStats:
         """Return how many tasks are in which state, of all or of one queue or type."""
-        values = {"queue": queue, "type": type}
-        with self._store.database.reading() as handle:
-            counts = dict(handle.all(statement("count_by_status"), values))
-            name = "oldest_queued" if type is None else "oldest_queued_of_type"
-            oldest = parse_time(readable(handle.one(statement(name), values)[0]))
-        age = None if oldest is None else max(0.0, time.time() - oldest.timestamp())
-        return QueueStats.of(counts, age)
+        with self._store.database.snapshot() as handle:
+            return count_tasks(handle, queue, type)
+
+    def statistics(
+        self,
+        *,
+        queue: str | None = None,
+        type: str | None = None,
+        window: int = 10_000,
+        window_s: float | None = None,
+    ) -> Statistics:
+        """Return counts, depths, rates and durations, all of one moment of the file.
+
+        Arguments:
+            window: measure over at most so many of the rows that ended last, whatever their queue
+                and type; those of the chosen ones among them count.
+            window_s: and only over those that ended within so many seconds.
+
+        Raises:
+            ValueError: a window is not positive.
+        """
+        with self._store.database.snapshot() as handle:
+            return measure(handle, queue, type, window, window_s)
+
+    def worker_states(self) -> builtins.list[WorkerState]:
+        """Return every worker with whether it is alive and how many rows it holds."""
+        with self._store.database.snapshot() as handle:
+            return read_worker_states(handle)
 
     def workers(self) -> builtins.list[Worker]:
         """Return every worker in the file."""
-        return [Worker.from_dict(dict(r)) for r in self.execute(statement("list_workers"))]
+        return self._read(Worker, "list_workers")
 
     def logs(self, id: int) -> builtins.list[TaskLog]:
         """Return the story of one row, oldest line first.
 
         What the row's columns tell of its last delivery comes with what ``task_logs`` keeps.
         """
-        rows = [dict(row) for row in self.execute(statement("list_logs"), {"task_id": id})]
-        found = self.execute(statement("get_task"), {"id": id})
-        told = [line for row in found for line in read_off(dict(row))]
-        lines = [TaskLog.from_dict(line) for line in (*rows, *told)]
+        told = [line for row in self._read(Task, "get_task", id=id) for line in read_off(row)]
+        lines = told + self._read(TaskLog, "list_logs", task_id=id)
         return sorted(lines, key=lambda line: str(line.at_utc))
 
     # -- ending from outside -------------------------------------------------------------------

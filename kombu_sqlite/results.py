@@ -29,14 +29,11 @@ class Results:
         self._database = database
         self._board = board
 
-    def store(
-        self, task_id: str, status: str, meta: Payload, *, ready: bool, expires_s: float | None
-    ) -> bool:
+    def store(self, task_id: str, status: str, meta: Payload, expires_s: float | None) -> bool:
         """Store a task's state; return False where a success stands there already, and stays.
 
         Arguments:
             meta: what ``get`` is to return.
-            ready: whether the task has ended; whoever waits for it is then woken.
             expires_s: seconds until it may be forgotten; None keeps it.
         """
         values = {
@@ -50,22 +47,22 @@ class Results:
             handle.run(statement("delete_unsuccessful_result"), values)
             handle.run(statement("insert_result"), values)
             stored = bool(handle.changes())
-            if ready:
+            if stored:
                 handle.after_commit.append(lambda: self._board.ring_waiter(task_id))
         return stored
 
     def get(self, task_id: str) -> tuple[str, Payload] | None:
-        """Return a task's state and what was stored with it; None when nothing was."""
-        with self._database.reading() as handle:
-            row: tuple[str, Payload] | None = handle.one(
-                statement("get_result"), {"task_id": task_id}
-            )
-        return row
+        """Return a task's state and what was stored with it; None when nothing was, or expired."""
+        for _, _, status, meta in self.get_many([task_id]):
+            return status, meta
+        return None
 
-    def get_many(self, task_ids: Iterable[str]) -> Iterator[tuple[str, str, Payload]]:
-        """Yield task id, state and what was stored, of those tasks that have a result."""
+    def get_many(self, task_ids: Iterable[str]) -> Iterator[tuple[str, int, str, Payload]]:
+        """Yield id, sequence number, state and what was stored, of tasks that have a result."""
+        now = to_text(time.time())
         for task_id in task_ids:
-            row = self.get(task_id)
+            with self._database.reading() as handle:
+                row = handle.one(statement("get_result"), {"task_id": task_id, "now": now})
             if row is not None:
                 yield (task_id, *row)
 
@@ -94,8 +91,9 @@ class Results:
 
     def get_group(self, group_id: str) -> Payload | None:
         """Return what was stored for a group, or None."""
+        values = {"group_id": group_id, "now": to_text(time.time())}
         with self._database.reading() as handle:
-            row = handle.one(statement("get_group"), {"group_id": group_id})
+            row = handle.one(statement("get_group"), values)
         return None if row is None else row[0]
 
     def forget_group(self, group_id: str) -> None:

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ("Exchange", "Queue", "Topology", "topic_pattern")
+__all__ = ("Exchange", "Queue", "Topology", "meets", "requirements", "topic_pattern")
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,15 @@ class Topology:
         return pattern
 
 
+def requirements(compatibility: str) -> dict[str, Any] | None:
+    """Return what a message's ``compatibility`` asks for; None when it is no JSON object."""
+    try:
+        wanted = json.loads(compatibility)
+    except (ValueError, RecursionError):
+        return None
+    return wanted if isinstance(wanted, dict) else None
+
+
 def meets(capabilities: dict[str, Any], compatibility: str) -> bool:
     """Return whether a consumer's capabilities satisfy a message's ``compatibility``.
 
@@ -124,11 +133,8 @@ def meets(capabilities: dict[str, Any], compatibility: str) -> bool:
     """
     if compatibility == "{}":
         return True
-    try:
-        wanted = json.loads(compatibility)
-    except ValueError:
-        return False
-    if not isinstance(wanted, dict):
+    wanted = requirements(compatibility)
+    if wanted is None:
         return False
     for key, value in wanted.items():
         offered = capabilities.get(key)

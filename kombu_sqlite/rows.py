@@ -5,15 +5,28 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import apsw
 
 from .clock import datetime_to_text, now_text, parse_time
-from .handles import Handle
-from .models import NORMAL_PRIORITY, Task
+from .foreign import MAX_INTEGER, readable
+from .models import NORMAL_PRIORITY, Record, Task, TaskLog, Worker
+from .sql import statement
 
-__all__ = ("Row", "Rows", "as_row", "find_task", "task_values")
+__all__ = ("Row", "Rows", "as_row", "fetch", "read_records", "task_values")
+
+R = TypeVar("R", bound=Record)
+
+#: The statement that reads text which cannot be decoded, and the filters it knows.
+_AS_BYTES = {
+    Task: (
+        statement("list_tasks_as_bytes"),
+        ("id", "task_id", "key", "format", "status", "type", "queue", "before", "limit"),
+    ),
+    Worker: (statement("list_workers_as_bytes"), ()),
+    TaskLog: (statement("list_logs_as_bytes"), ("task_id",)),
+}
 
 
 class Row(tuple[Any, ...]):
@@ -67,6 +80,51 @@ class Rows(list[Row]):
         return rest
 
 
+def fetch(connection: apsw.Connection, sql: str, params: Any = ()) -> Rows:
+    """Execute one statement and return its rows.
+
+    Raises:
+        UnicodeDecodeError: a text is not UTF-8; the statement is over.
+    """
+    cursor = connection.cursor()
+    cursor.row_trace = as_row
+    try:
+        rows = Rows(cursor.execute(sql, params))
+    finally:
+        cursor.close(True)  # half read it would keep an old view of the file
+    rows.rowcount = connection.changes()
+    rows.lastrowid = connection.last_insert_rowid()
+    return rows
+
+
+def read_records(
+    connection: apsw.Connection, kind: type[R], name: str, values: Mapping[str, Any]
+) -> list[R]:
+    """Return the rows of statement ``name`` as records.
+
+    Text that is not UTF-8 is shown with U+FFFD where it is broken: a listing is how somebody
+    finds the row that another program spoiled, and an error would hide all the others with it.
+    """
+    try:
+        rows: Sequence[Mapping[str, Any]] = [
+            dict(row) for row in fetch(connection, statement(name), values)
+        ]
+    except UnicodeDecodeError:
+        sql, filters = _AS_BYTES[kind]
+        found = fetch(connection, sql, {**dict.fromkeys(filters), **values})
+        rows = [_decoded(dict(row)) for row in found]
+    return [kind.from_dict(row) for row in rows]
+
+
+def _decoded(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row read as bytes with its text readable; a payload that is a blob stays one."""
+    kept = ("payload",) if row.get("opaque") else ()
+    return {
+        name: readable(value) if isinstance(value, bytes) and name not in kept else value
+        for name, value in row.items()
+    }
+
+
 def task_values(
     type: str,
     payload: Mapping[str, Any] | Sequence[Any] | str = "{}",
@@ -90,6 +148,11 @@ def task_values(
         if moment is None:
             raise ValueError(f"run_after_utc is not a time: {run_after_utc!r}")
         run_after = datetime_to_text(moment)
+    if compatibility is not None and not isinstance(compatibility, Mapping):
+        raise ValueError("compatibility must be an object: a mapping of what a consumer must offer")
+    for name, number in (("priority", priority), ("max_attempts", max_attempts)):
+        if not -MAX_INTEGER <= int(number) <= MAX_INTEGER:
+            raise ValueError(f"{name} must be a whole number of at most 64 bits, not {number!r}")
     if not isinstance(type, str) or not type:
         raise ValueError("type must be the name of a task")
     return {
@@ -103,12 +166,3 @@ def task_values(
         "now": now,
         "idempotency_key": idempotency_key,
     }
-
-
-def find_task(handle: Handle, sql: str, values: dict[str, Any]) -> Task | None:
-    """Return the first row of a statement over ``task_queue`` as a record, or None."""
-    assert handle.connection is not None
-    cursor = handle.connection.cursor()
-    cursor.row_trace = as_row
-    rows: list[Any] = cursor.execute(sql, values).fetchall()
-    return Task.from_dict(dict(rows[0])) if rows else None

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import apsw
 
 from . import native
 from .checkpoints import LogKeeper
 from .errors import QueueLocationError, QueueSchemaError
+from .older import MADE_ANEW_AT, ensure_upgradable, list_additions, restore_additions
 from .options import Options
 from .sql import migrations
 
@@ -114,7 +115,8 @@ def ensure_schema(
     """Create the schema, or migrate an older one in place; all steps in one transaction.
 
     Raises:
-        QueueSchemaError: the file's schema is newer than this code.
+        QueueSchemaError: the file's schema is newer than this code, or cannot be migrated whole;
+            its tables and rows are as they were.
     """
     if _version(connection, path) == SCHEMA_VERSION:
         return
@@ -123,41 +125,55 @@ def ensure_schema(
     try:
         connection.execute("BEGIN IMMEDIATE")
         try:
-            current = _version(connection, path)
-            connection.execute(_VERSIONS_TABLE)
-            for version, name, script in _steps():
-                if version > current:
-                    connection.execute(script)
-                    connection.execute(
-                        "INSERT INTO schema_versions (version, name) VALUES (:version, :name)",
-                        {"version": version, "name": name},
-                    )
-            connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            _migrate(connection, _version(connection, path), _steps())
             connection.execute("COMMIT")
-        except BaseException:
+        except BaseException as exc:
             connection.execute("ROLLBACK")
+            if isinstance(exc, (apsw.SQLError, apsw.ConstraintError, apsw.MismatchError)):
+                raise QueueSchemaError(
+                    f"{path!r} cannot be upgraded and was left as it was: {exc}. Rename or mend "
+                    "what is in the way, then try again."
+                ) from exc
             raise
     finally:
         connection.execute("PRAGMA legacy_alter_table = OFF")
         connection.execute("PRAGMA foreign_keys = ON")
 
 
+def _migrate(
+    connection: apsw.Connection, current: int, steps: Iterable[tuple[int, str, str]]
+) -> None:
+    """Take the steps beyond version ``current`` inside a transaction."""
+    additions = list_additions(connection)
+    connection.execute(_VERSIONS_TABLE)
+    for version, name, script in steps:
+        if version > current:
+            connection.execute(script)
+            connection.execute(
+                "INSERT INTO schema_versions (version, name) VALUES (:version, :name)",
+                {"version": version, "name": name},
+            )
+    restore_additions(connection, additions)
+    connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+
 def _version(connection: apsw.Connection, path: str) -> int:
+    """Return the version of a file that is ours, or empty, or an older one; refuse any other."""
     version = int(connection.execute("PRAGMA user_version").fetchall()[0][0])  # type: ignore[arg-type]
     if version > SCHEMA_VERSION:
         raise QueueSchemaError(
             f"{path!r} has schema version {version}, this code knows {SCHEMA_VERSION}; "
             "upgrade kombu-sqlite."
         )
-    tables = {
-        name
-        for (name,) in connection.execute(
-            "SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT GLOB 'sqlite_*'"
-        )
-    }
-    ours = {"task_queue", "schema_versions"} if version else {"task_queue"}
-    if (version or tables) and not ours <= tables:
+    present = connection.execute(
+        "SELECT type, name FROM sqlite_schema "
+        "WHERE type IN ('table', 'view') AND name NOT GLOB 'sqlite_*'"
+    ).fetchall()
+    ours = [("table", "task_queue"), *([("table", "schema_versions")] if version else [])]
+    if (version or present) and not set(ours) <= set(present):
         raise QueueSchemaError(
             f"{path!r} is a SQLite database of another program; choose another path."
         )
+    if present and version < MADE_ANEW_AT:
+        ensure_upgradable(connection, path)
     return version

@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-import os
 import threading
-import weakref
+import time
 from collections.abc import Callable, Iterable, Sequence
 
-from . import native
 from .bells import FIRST_CONSUMER_BELL, Bell, BellBoard
 from .cancelling import Canceller
 from .chords import Chords
 from .claims import Claimant, Claims
-from .clock import now_text
+from .clock import now_text, to_text
 from .database import Database
-from .deliveries import Deliveries
-from .errors import QueueDatabaseError, QueueReplacedError, SessionLost
+from .deliveries import Deliveries, Start
+from .errors import QueueBusyError, QueueDatabaseError, QueueReplacedError, SessionLost
 from .log import logger
-from .models import Delivery, Envelope, Settlement, Task
+from .models import Delivery, DeliveryTag, Envelope, Settlement, Task
 from .options import Options
 from .owed import OwedEnds
 from .publishing import Publisher, Ringer
 from .results import Results
 from .revocations import Revocations
-from .rows import find_task
-from .sessions import LockFile, Session
+from .rows import read_records
+from .sessions import Session
 from .settler import Settler
+from .sharing import Shared, share, shared_locks
 from .sql import statement
 from .topology import TopologyStore
 from .upkeep import Upkeep
@@ -40,7 +39,7 @@ _PURGED = "purged"
 CLAIM_WAIT_S = 0.1
 
 
-class Store:
+class Store(Shared):
     """Publishes, claims and ends messages of one file.
 
     Opening one opens nothing; a producer never registers itself. A consumer becomes a row of
@@ -48,6 +47,7 @@ class Store:
     """
 
     def __init__(self, options: Options) -> None:
+        super().__init__()
         self.options = options
         self.database = Database(options)
         self.topology = TopologyStore(self.database)
@@ -62,11 +62,11 @@ class Store:
         self.results = Results(self.database, self.board)
         self.chords = Chords(self.database)
         self.owed = OwedEnds(self.database)
-        self._locks = _shared_locks(self.database.path, options.file_mode)
+        self._locks = shared_locks(self.database.path, options.file_mode)
         self._lock = threading.Lock()  # yields under gevent; never taken by our own threads
         self._session: Session | None = None
         self._upkeep: Upkeep | None = None
-        self.users = 0
+        self._used_until: dict[str, float] = {}  # by queue, on the monotonic clock
 
     # -- this process as a consumer ------------------------------------------------------------
 
@@ -123,6 +123,24 @@ class Store:
         lost, requeued = self.deliveries.settle(settlements)
         self.ring(requeued)
         return lost
+
+    def settle_and_start(self, starts: Sequence[Start]) -> set[DeliveryTag]:
+        """Commit the ends so far and the begin of executions in one transaction.
+
+        Returns:
+            The tags that may run; the others were lost or cancelled.
+        """
+        pending = self.settler.take()
+        try:
+            with self.database.transaction(CLAIM_WAIT_S) as handle:
+                lost, requeued = self.deliveries.settle_within(handle, pending)
+                started = self.deliveries.start_within(handle, starts)
+        except BaseException:
+            self.settler.put_back(pending)
+            raise
+        self.settler.report(lost)
+        self.ring(requeued)
+        return started
 
     def settle_and_claim(
         self, claimant: Claimant, queues: Sequence[str], limit: int
@@ -203,9 +221,12 @@ class Store:
 
     def find(self, id: int | str) -> Task | None:
         """Return a row by its id, or the newest of a Celery task id; None when there is none."""
-        name = "get_task" if isinstance(id, int) else "get_by_task_id"
+        by_row = isinstance(id, int)
+        name, column = ("get_task", "id") if by_row else ("get_by_task_id", "task_id")
         with self.database.reading() as handle:
-            return find_task(handle, statement(name), {"id": id, "task_id": id})
+            assert handle.connection is not None
+            found = read_records(handle.connection, Task, name, {column: id})
+        return found[0] if found else None
 
     def put_back(self, row_id: int) -> bool:
         """Queue a failed or cancelled row again; see :meth:`Canceller.put_back`."""
@@ -224,6 +245,26 @@ class Store:
         with self.database.reading() as handle:
             rows = handle.all(statement("count_consumers"), {"queue": queue})
         return sum(byte is not None and self._locks.is_alive(byte) is not False for _, byte in rows)
+
+    def renew_expiry(self, queue: str) -> None:
+        """Let a queue's ``x-expires`` count from now; a file locked meanwhile skips it.
+
+        Looking into an empty queue should cost no write each time, so a renewal reaches a little
+        into the future and holds until then: a queue goes late by that, never early.
+        """
+        topology = self.topology.known
+        known = topology.queues.get(queue) if topology is not None else None
+        expires_ms = known.number("x-expires") if known is not None else None
+        if expires_ms is None or time.monotonic() < self._used_until.get(queue, 0.0):
+            return
+        ahead_s = min(expires_ms / 10_000, 1.0)
+        values = {"name": queue, "now": to_text(time.time() + ahead_s)}
+        try:
+            with self.database.transaction(CLAIM_WAIT_S) as handle:
+                handle.run(statement("touch_queue"), values)
+        except QueueBusyError:
+            return
+        self._used_until[queue] = time.monotonic() + ahead_s
 
     # -- consumers -----------------------------------------------------------------------------
 
@@ -283,21 +324,6 @@ class Store:
         session = self._session
         return self.database.replaced or (session is not None and session.lost)
 
-    def retain(self) -> None:
-        """Count one more user."""
-        with _stores_lock:
-            self.users += 1
-
-    def release(self) -> None:
-        """Give back what :func:`open_store` returned; the last user closes it."""
-        with _stores_lock:
-            self.users -= 1
-            last = self.users <= 0
-            if last and _stores.get(_key(self.options)) is self:
-                del _stores[_key(self.options)]
-        if last:
-            self.close()
-
     def reset_in_child(self) -> None:
         """In a forked child: the session and its threads are the parent's."""
         self._lock = threading.Lock()
@@ -307,44 +333,6 @@ class Store:
         self.settler = Settler(self.deliveries, self.ring)
 
 
-_stores: dict[str, Store] = {}
-_stores_lock = native.lock()
-_all_stores: weakref.WeakSet[Store] = weakref.WeakSet()
-_lock_files: dict[str, LockFile] = {}
-
-
-def _key(options: Options) -> str:
-    return repr(options)
-
-
-def _shared_locks(path: str, mode: int) -> LockFile:
-    """Return the process's only LockFile for ``path``; a second one would drop its locks."""
-    locks = _lock_files.get(path)
-    if locks is None:
-        locks = _lock_files[path] = LockFile(path, mode)
-    return locks
-
-
 def open_store(options: Options) -> Store:
     """Return the process's store for these options; call its ``release`` when done."""
-    with _stores_lock:
-        store = _stores.get(_key(options))
-        if store is None or store.retired:
-            store = _stores[_key(options)] = Store(options)
-            _all_stores.add(store)
-        store.users += 1
-        return store
-
-
-def _after_fork_in_child() -> None:
-    global _stores_lock
-    _stores_lock = native.lock()
-    for locks in _lock_files.values():
-        locks.forget()
-    for store in list(_all_stores):
-        store.reset_in_child()
-    _stores.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+    return share(repr(options), lambda: Store(options))

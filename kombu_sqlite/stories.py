@@ -5,11 +5,9 @@ Only what is rare is written (retries, lost leases, cancels), so it costs an ord
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from .clock import now_text
 from .handles import Handle
+from .models import Task, TaskLog
 from .sql import statement
 
 __all__ = ("LEVELS", "read_off", "tell", "tell_leased")
@@ -55,19 +53,20 @@ def tell_leased(handle: Handle, told: str, worker: str, reason: str) -> None:
         handle.run(statement("log_leased_of"), values)
 
 
-def read_off(row: Mapping[str, Any]) -> list[dict[str, Any]]:
+def read_off(row: Task) -> list[TaskLog]:
     """Return the lines that a row's own columns tell, in the form of ``task_logs``."""
     lines = []
     for column, message, about in _EVENTS:
-        if row[column] is not None:
-            text = f"{message} {row['status']}" if message == "ended" else message
+        moment = getattr(row, column)
+        if moment is not None:
+            text = f"{message} {row.status}" if message == "ended" else message
             lines.append(
-                {
-                    "task_id": row["id"],
-                    "at_utc": row[column],
-                    "level": "info",
-                    "message": text,
-                    "details": row[about],
-                }
+                TaskLog(
+                    task_id=row.id,
+                    at_utc=moment,
+                    level="info",
+                    message=text,
+                    details=getattr(row, about),
+                )
             )
     return lines

@@ -93,6 +93,8 @@ class Transport(virtual.Transport):
         super().__init__(client, **kwargs)  # type: ignore[no-untyped-call]
         self._used_channel_ids = array("H")
         self._store: Store | None = None
+        #: Queues that this connection has made for itself and takes with it.
+        self.exclusive_queues: set[str] = set()
         self._loop: Any = None
         self._net: Any = None
         self._turn = 0
@@ -157,9 +159,20 @@ class Transport(virtual.Transport):
         with ExitStack() as stack:
             stack.callback(self._drop_store)
             stack.callback(self._avail_channels.clear)
+            stack.callback(self._delete_exclusive)
             for channel in list(self.channels):
                 stack.callback(channel.close)
             self._leave_loop()
+
+    def _delete_exclusive(self) -> None:
+        names, self.exclusive_queues = self.exclusive_queues, set()
+        store = self._store
+        if not names or store is None or store.retired or self._pid != os.getpid():
+            return  # a forked child's copy: the queues are the parent's
+        queues = store.topology.read().queues
+        for name in names:
+            if name in queues and queues[name].exclusive:
+                store.delete_queue(name)
 
     def _drop_store(self) -> None:
         store, self._store = self._store, None

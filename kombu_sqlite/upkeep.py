@@ -6,7 +6,6 @@ elected process goes on. The election is a byte lock: the kernel frees it at the
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -26,7 +25,7 @@ from .results import Results
 from .sessions import UPKEEP_BYTE, LockFile
 from .sql import statement
 from .topology import TopologyStore
-from .watcher import LOOK_AFTER_S, PAUSE_S, ForeignWatcher
+from .watcher import LOOK_AFTER_S, PAUSE_S, ForeignWatcher, LogMark
 
 __all__ = ("Upkeep",)
 
@@ -39,7 +38,6 @@ _OWNERS_INTERVAL_S = 0.4
 #: events, and fewer wake-ups halve an idle worker's share of the processor.
 _NET_S = 0.1
 _WATCHED_NET_S = 0.25
-_MTIME_DOUBT_S = 0.2
 _CHECKPOINT_INTERVAL_S = 1.0
 _FAST_CHECKPOINT_INTERVAL_S = 0.1
 _HOUSEKEEPING_INTERVAL_S = 1.0
@@ -77,7 +75,7 @@ class Upkeep:
         self._data_version = -1
         self._next_due_s: float | None = None
         self._log_grows = False
-        self._log_mark: tuple[int, int] | None = None
+        self._log_mark = LogMark(database.path)
         self._looks: list[float] = []  # waits before the next looks for a foreign commit
         self._listen_from = 0.0
         self._thread = native.Thread(self._run, "kombu-sqlite-upkeep")
@@ -210,6 +208,7 @@ class Upkeep:
         if self._duty(self._house.mend_irregular):
             self._duty(self._read_next_due)
             self._duty(self.ring_for_ready)
+        self._duty(self._house.fail_unclaimable)
         self._duty(self._house.delete_unused_queues)
         self._duty(self._house.prune)
 
@@ -232,21 +231,12 @@ class Upkeep:
     def _file_changed(self) -> bool:
         """Return whether another connection has committed since the last call.
 
-        While the log's time of modification stands still nothing was written, and one ``stat``
-        tells; it is not trusted for the last moments, which the clock of the file system may not
-        tell apart.
+        While the log stands still nothing was written, and one ``stat`` tells.
         """
-        try:
-            log = os.stat(self._database.path + "-wal")
-        except FileNotFoundError:
-            log = None
-        mark = (log.st_mtime_ns, log.st_size) if log is not None else None
-        if mark is not None and mark == self._log_mark:
+        if not self._log_mark.moved():
             return False
-        settled = log is not None and abs(time.time() - log.st_mtime) > _MTIME_DOUBT_S
         with self._database.reading() as handle:
             version = handle.one(statement("data_version"))[0]
-        self._log_mark = mark if settled else None
         changed = bool(version != self._data_version)
         self._data_version = version
         return changed

@@ -35,15 +35,25 @@ _WAITER_BELLS = 16384 - FIRST_WAITER_BELL
 class Waiter:
     """One awaited result.
 
-    ``found`` is called once, by the watcher or by whoever adds it, with state and payload.
+    Arguments:
+        found: called once, by the watcher or by whoever adds it, with state and payload.
+        changed: called so with states that are not final; of several in a row perhaps only with
+            the last.
     """
 
-    __slots__ = ("found", "place", "task_id")
+    __slots__ = ("changed", "found", "place", "seen", "task_id")
 
-    def __init__(self, task_id: str, found: Callable[[str, Payload], None]) -> None:
+    def __init__(
+        self,
+        task_id: str,
+        found: Callable[[str, Payload], None],
+        changed: Callable[[str, Payload], None] | None = None,
+    ) -> None:
         self.task_id = task_id
         self.found = found
+        self.changed = changed
         self.place = -1
+        self.seen = 0  # which state it was told last
 
 
 class ResultWatcher:
@@ -69,6 +79,7 @@ class ResultWatcher:
         self._is_ready = is_ready
         self._lock = threading.Lock()
         self._waiting: dict[str, list[Waiter]] = {}
+        self._curious: set[str] = set()  # tasks whose every state somebody wants
         self._places: dict[int, int] = {}  # place -> waiters of this process noted there
         self._bell: Bell | None = None
         self._thread: threading.Thread | None = None
@@ -86,6 +97,8 @@ class ResultWatcher:
                 waiter.place = self._board.wait_for(waiter.task_id, self._bell.number)
                 self._places[waiter.place] = self._places.get(waiter.place, 0) + 1
                 self._waiting.setdefault(waiter.task_id, []).append(waiter)
+                if waiter.changed is not None:
+                    self._curious.add(waiter.task_id)
         self._look_up({waiter.task_id for waiter in added})
 
     def discard(self, waiter: Waiter) -> None:
@@ -100,6 +113,7 @@ class ResultWatcher:
         listed.remove(waiter)
         if not listed:
             del self._waiting[waiter.task_id]
+            self._curious.discard(waiter.task_id)
         left = self._places[waiter.place] - 1
         if left:
             self._places[waiter.place] = left
@@ -130,9 +144,17 @@ class ResultWatcher:
 
     def _run(self, bell: Bell) -> None:
         idle_since = None
+        rung = False
         try:
             while True:
-                bell.sleep()
+                try:
+                    if rung:
+                        bell.clear()
+                    bell.sleep()
+                except ValueError:  # the board was closed, with its store
+                    with self._lock:
+                        self._thread = None
+                    return
                 try:
                     self._look()
                 except QueueDatabaseError as exc:
@@ -145,8 +167,7 @@ class ResultWatcher:
                     elif time.monotonic() - idle_since >= _IDLE_S:
                         self._thread = None
                         return
-                if _wait_readable(bell.fileno(), _NET_S if idle_since is None else _IDLE_S):
-                    bell.clear()
+                rung = _wait_readable(bell.fileno(), _NET_S)
         finally:
             bell.close()
             self._locks.release(_FIRST_BYTE + bell.number - FIRST_WAITER_BELL)
@@ -162,20 +183,42 @@ class ResultWatcher:
             stored = self._results.since(self._seen)
             if stored:
                 self._seen = stored[-1][0]
-            wanted &= {task_id for _, task_id, status in stored if self._is_ready(status)}
+            wanted &= {
+                task_id
+                for _, task_id, status in stored
+                if self._is_ready(status) or task_id in self._curious
+            }
         self._look_up(wanted)
 
     def _look_up(self, task_ids: set[str]) -> None:
-        for task_id, status, payload in self._results.get_many(task_ids):
+        for task_id, seq, status, payload in self._results.get_many(task_ids):
             if self._is_ready(status):
-                self._hand_over(task_id, status, payload)
+                with self._lock:
+                    mine = [w for w in list(self._waiting.get(task_id, ())) if self._forget(w)]
+                self._tell(task_id, [w.found for w in mine], status, payload)
+            elif task_id in self._curious:
+                self._tell(task_id, self._unaware(task_id, seq), status, payload)
 
-    def _hand_over(self, task_id: str, status: str, payload: Payload) -> None:
+    def _unaware(self, task_id: str, seq: int) -> list[Callable[[str, Payload], None]]:
+        """Return whom to tell of a state, each once."""
+        told = []
         with self._lock:
-            mine = [w for w in list(self._waiting.get(task_id, ())) if self._forget(w)]
-        for waiter in mine:
+            for waiter in self._waiting.get(task_id, ()):
+                if waiter.changed is not None and waiter.seen < seq:
+                    waiter.seen = seq
+                    told.append(waiter.changed)
+        return told
+
+    def _tell(
+        self,
+        task_id: str,
+        callbacks: list[Callable[[str, Payload], None]],
+        status: str,
+        payload: Payload,
+    ) -> None:
+        for callback in callbacks:
             try:
-                waiter.found(status, payload)
+                callback(status, payload)
             except Exception:  # noqa: BLE001 - a caller's callback; the others must be told too
                 logger.exception("What waited for the result of %s failed.", task_id)
 

@@ -11,9 +11,10 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+import time
 from contextlib import suppress
 
-__all__ = ("LOOK_AFTER_S", "PAUSE_S", "ForeignWatcher")
+__all__ = ("LOOK_AFTER_S", "PAUSE_S", "ForeignWatcher", "LogMark")
 
 _IN_MODIFY = 0x2
 _IN_NONBLOCK = 0o4000
@@ -24,6 +25,31 @@ LOOK_AFTER_S = (0.001, 0.002, 0.004, 0.008)
 
 #: Events within this many seconds of the last are left for later: bounds the watcher's own cost.
 PAUSE_S = 0.02
+
+
+#: A modification younger than this is looked for again: file systems tell times by clock ticks.
+_MTIME_DOUBT_S = 0.2
+
+
+class LogMark:
+    """Tells by one ``stat`` that nobody has written to the log of ``path`` since the last look."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path + "-wal"
+        self._mark: tuple[int, int] | None = None
+
+    def moved(self) -> bool:
+        """Return False only where nothing was written since the last call."""
+        try:
+            log = os.stat(self._path)
+        except FileNotFoundError:
+            self._mark = None
+            return True
+        mark = (log.st_mtime_ns, log.st_size)
+        if mark == self._mark:
+            return False
+        self._mark = mark if abs(time.time() - log.st_mtime) > _MTIME_DOUBT_S else None
+        return True
 
 
 class ForeignWatcher:

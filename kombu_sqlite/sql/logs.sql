@@ -15,3 +15,12 @@ FROM task_queue INDEXED BY ix_task_leased WHERE status = 'processing' AND locked
 -- name: list_logs
 -- The story of one row.
 SELECT * FROM task_logs WHERE task_id = :task_id ORDER BY log_id;
+
+-- name: list_logs_as_bytes
+-- The story of one row, text as bytes: where some of it cannot be decoded.
+SELECT log_id, task_id,
+       iif(typeof(at_utc) = 'text', CAST(at_utc AS BLOB), at_utc) AS at_utc,
+       CAST(level AS BLOB) AS level,
+       CAST(message AS BLOB) AS message,
+       CAST(details AS BLOB) AS details
+FROM task_logs WHERE task_id = :task_id ORDER BY log_id;

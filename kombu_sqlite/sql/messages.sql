@@ -19,9 +19,9 @@ ON CONFLICT (idempotency_key) DO NOTHING
 RETURNING id;
 
 -- name: find_ready
--- What a claim of one lane would lease, by priority, then age, as the delivery it becomes.
-SELECT id, delivery_no + 1, queue, type, priority, payload, headers, properties, task_id,
-       attempts + 1, deaths, expires_at_utc, run_after_utc, cancel_requested
+-- What a claim of one lane would lease, by priority, then age.
+SELECT id, delivery_no, queue, type, priority, payload, headers, properties, task_id,
+       attempts, max_attempts, deaths, expires_at_utc, run_after_utc, cancel_requested
 FROM task_queue INDEXED BY ix_task_status_prio_time
 WHERE queue = :queue AND compatibility = :lane
   AND status = 'queued' AND run_after_utc <= updated_at_utc
@@ -29,8 +29,8 @@ ORDER BY priority, id LIMIT :limit;
 
 -- name: find_ready_at_priority
 -- As find_ready, within one priority; weighted scheduling chooses it.
-SELECT id, delivery_no + 1, queue, type, priority, payload, headers, properties, task_id,
-       attempts + 1, deaths, expires_at_utc, run_after_utc, cancel_requested
+SELECT id, delivery_no, queue, type, priority, payload, headers, properties, task_id,
+       attempts, max_attempts, deaths, expires_at_utc, run_after_utc, cancel_requested
 FROM task_queue INDEXED BY ix_task_status_prio_time
 WHERE queue = :queue AND compatibility = :lane AND priority = :priority
   AND status = 'queued' AND run_after_utc <= updated_at_utc
@@ -43,8 +43,8 @@ CREATE INDEX IF NOT EXISTS ix_task_ready_age ON task_queue (queue, compatibility
 
 -- name: find_ready_oldest
 -- As find_ready, oldest first (fifo).
-SELECT id, delivery_no + 1, queue, type, priority, payload, headers, properties, task_id,
-       attempts + 1, deaths, expires_at_utc, run_after_utc, cancel_requested
+SELECT id, delivery_no, queue, type, priority, payload, headers, properties, task_id,
+       attempts, max_attempts, deaths, expires_at_utc, run_after_utc, cancel_requested
 FROM task_queue INDEXED BY ix_task_ready_age
 WHERE queue = :queue AND compatibility = :lane
   AND status = 'queued' AND run_after_utc <= updated_at_utc
@@ -52,8 +52,8 @@ ORDER BY id LIMIT :limit;
 
 -- name: find_ready_newest
 -- As find_ready, newest first (lifo).
-SELECT id, delivery_no + 1, queue, type, priority, payload, headers, properties, task_id,
-       attempts + 1, deaths, expires_at_utc, run_after_utc, cancel_requested
+SELECT id, delivery_no, queue, type, priority, payload, headers, properties, task_id,
+       attempts, max_attempts, deaths, expires_at_utc, run_after_utc, cancel_requested
 FROM task_queue INDEXED BY ix_task_ready_age
 WHERE queue = :queue AND compatibility = :lane
   AND status = 'queued' AND run_after_utc <= updated_at_utc
@@ -140,7 +140,7 @@ UPDATE task_queue SET
 WHERE id = :id AND delivery_no = :delivery_no AND status = 'processing';
 
 -- name: cancel_found
--- Cancels a row that was found ready too late; its result is still owed.
+-- Cancels a ready row, found expired or beyond its queue's length; its result is still owed.
 UPDATE task_queue SET
     status = 'cancelled', finished_at_utc = :now, updated_at_utc = :now,
     error_message = :error, outcome_pending = 1
@@ -221,6 +221,9 @@ SELECT id,
        CASE WHEN typeof(run_after_utc) = 'text' THEN CAST(run_after_utc AS BLOB) END,
        CASE WHEN typeof(expires_at_utc) = 'text' THEN CAST(expires_at_utc AS BLOB) END,
        CAST(compatibility AS BLOB),
+       CASE WHEN typeof(delivery_no) = 'text' THEN CAST(delivery_no AS BLOB) END,
+       CASE WHEN typeof(attempts) = 'text' THEN CAST(attempts AS BLOB) END,
+       CASE WHEN typeof(max_attempts) = 'text' THEN CAST(max_attempts AS BLOB) END,
        CASE WHEN typeof(deaths) = 'text' THEN CAST(deaths AS BLOB) END
 FROM task_queue INDEXED BY ix_task_status_prio_time
 WHERE queue = :queue AND status = 'queued' AND run_after_utc <= updated_at_utc;
@@ -237,24 +240,42 @@ WHERE id IN (
     SELECT id FROM task_queue INDEXED BY ix_task_waiting
     WHERE queue = :queue AND status = 'queued' AND run_after_utc > updated_at_utc);
 
--- name: drop_overflow
--- Cancels the oldest messages of the lowest priority, beyond a queue's maximum length.
-UPDATE task_queue SET
-    status = 'cancelled', finished_at_utc = :now, updated_at_utc = :now, error_message = :error,
-    outcome_pending = 1
-WHERE id IN (
-    SELECT id FROM task_queue INDEXED BY ix_task_status_prio_time
-    WHERE queue = :queue AND status = 'queued' AND run_after_utc <= updated_at_utc
-    ORDER BY priority DESC, id LIMIT :excess);
+-- name: find_overflow
+-- The oldest ready message of the lowest priority of all lanes, by the index alone.
+WITH RECURSIVE lane(compatibility) AS (
+    SELECT min(compatibility) FROM task_queue INDEXED BY ix_task_status_prio_time
+     WHERE queue = :queue AND status = 'queued' AND run_after_utc <= updated_at_utc
+    UNION ALL
+    SELECT (SELECT min(t.compatibility) FROM task_queue t INDEXED BY ix_task_status_prio_time
+             WHERE t.queue = :queue AND t.compatibility > lane.compatibility
+               AND t.status = 'queued' AND t.run_after_utc <= t.updated_at_utc)
+      FROM lane WHERE lane.compatibility IS NOT NULL),
+least(priority) AS MATERIALIZED (
+    SELECT max((SELECT max(t.priority) FROM task_queue t INDEXED BY ix_task_status_prio_time
+                 WHERE t.queue = :queue AND t.compatibility = lane.compatibility
+                   AND t.status = 'queued' AND t.run_after_utc <= t.updated_at_utc))
+      FROM lane)
+SELECT id, length(CAST(payload AS BLOB)) FROM task_queue WHERE id = (
+    SELECT min((SELECT min(t.id) FROM task_queue t INDEXED BY ix_task_status_prio_time
+                 WHERE t.queue = :queue AND t.compatibility = lane.compatibility
+                   AND t.priority = (SELECT priority FROM least)
+                   AND t.status = 'queued' AND t.run_after_utc <= t.updated_at_utc))
+      FROM lane);
 
--- name: sum_queued_bytes
--- Bytes of the messages waiting in one queue; only queues with x-max-length-bytes ask.
+-- name: list_overflow
+-- As find_overflow, several at once: the whole queue is sorted.
+SELECT id FROM task_queue INDEXED BY ix_task_status_prio_time
+WHERE queue = :queue AND status = 'queued' AND run_after_utc <= updated_at_utc
+ORDER BY priority DESC, id LIMIT :excess;
+
+-- name: sum_ready_bytes
+-- Bytes of the ready messages of one queue; only queues with x-max-length-bytes ask.
 SELECT coalesce(sum(length(CAST(payload AS BLOB))), 0) FROM task_queue
 INDEXED BY ix_task_status_prio_time
 WHERE queue = :queue AND status = 'queued' AND run_after_utc <= updated_at_utc;
 
 -- name: count_queued
--- How many messages wait in one queue.
+-- How many messages wait in one queue, delayed ones included.
 SELECT coalesce(sum(tasks), 0) FROM task_counts WHERE queue = :queue AND status = 'queued';
 
 -- name: count_by_queue
@@ -266,3 +287,14 @@ SELECT CAST(queue AS BLOB),
 FROM task_counts
 WHERE status IN ('queued', 'processing') AND tasks > 0
 GROUP BY queue ORDER BY queue;
+
+-- name: count_waiting
+-- Of the first :limit delayed messages of all queues, how many there are, and of one queue.
+SELECT count(*), coalesce(sum(queue = :queue), 0) FROM (
+    SELECT queue FROM task_queue INDEXED BY ix_task_waiting
+    WHERE status = 'queued' AND run_after_utc > updated_at_utc LIMIT :limit);
+
+-- name: count_ready
+-- How many messages of one queue are ready, counted one by one.
+SELECT count(*) FROM task_queue INDEXED BY ix_task_status_prio_time
+WHERE queue = :queue AND status = 'queued' AND run_after_utc <= updated_at_utc;

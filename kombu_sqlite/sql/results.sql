@@ -1,6 +1,7 @@
 -- name: delete_unsuccessful_result
--- Makes way for a newer result; one that says SUCCESS stays, whatever comes after it.
-DELETE FROM task_results WHERE task_id = :task_id AND status <> 'SUCCESS';
+-- Makes way for a newer result; a SUCCESS stays until it expires, whatever comes after it.
+DELETE FROM task_results
+WHERE task_id = :task_id AND (status <> 'SUCCESS' OR expires_at_utc <= :now);
 
 -- name: insert_result
 -- Stores a task's state and result, unless it has succeeded before.
@@ -8,8 +9,9 @@ INSERT INTO task_results (task_id, status, meta, stored_at_utc, expires_at_utc)
 VALUES (:task_id, :status, :meta, :now, :expires_at) ON CONFLICT (task_id) DO NOTHING;
 
 -- name: get_result
--- A task's state and result.
-SELECT status, meta FROM task_results WHERE task_id = :task_id;
+-- A task's state and result, unless it has expired, and when it was stored among the others.
+SELECT seq, status, meta FROM task_results
+WHERE task_id = :task_id AND (expires_at_utc IS NULL OR expires_at_utc > :now);
 
 -- name: list_results_since
 -- The tasks whose state was stored after what a watcher has seen.
@@ -29,8 +31,9 @@ INSERT INTO group_results (group_id, meta, expires_at_utc) VALUES (:group_id, :m
 ON CONFLICT (group_id) DO UPDATE SET meta = :meta, expires_at_utc = :expires_at;
 
 -- name: get_group
--- A group's result.
-SELECT meta FROM group_results WHERE group_id = :group_id;
+-- A group's result, unless it has expired.
+SELECT meta FROM group_results
+WHERE group_id = :group_id AND (expires_at_utc IS NULL OR expires_at_utc > :now);
 
 -- name: delete_group
 -- Forgets a group's result.
@@ -113,12 +116,13 @@ UPDATE chords SET body = :body WHERE group_id = :group_id AND body IS NULL;
 SELECT state, size, added, returned, header, body FROM chords WHERE group_id = :group_id;
 
 -- name: list_chord_parts
--- The parts of a chord in the header's order.
-SELECT part FROM chord_parts WHERE group_id = :group_id ORDER BY position, task_id;
+-- The parts of a chord in the header's order; those without a place come last.
+SELECT part FROM chord_parts WHERE group_id = :group_id
+ORDER BY position < 0, position, task_id;
 
 -- name: finish_chord
 -- Takes a chord's mark; whoever does publishes its body in the same transaction.
-UPDATE chords SET state = 'done', header = NULL, body = NULL
+UPDATE chords SET state = 'done', header = NULL, body = NULL, expires_at_utc = :expires_at
 WHERE group_id = :group_id AND state = 'due';
 
 -- name: list_due_chords

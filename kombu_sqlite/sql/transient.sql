@@ -61,11 +61,23 @@ DELETE FROM transient_messages WHERE queue = :queue AND locked_by IS NULL;
 -- Deletes all messages of a transient queue.
 DELETE FROM transient_messages WHERE queue = :queue;
 
+-- name: sum_transient_bytes
+-- Bytes of the messages waiting in one transient queue; only with x-max-length-bytes.
+SELECT coalesce(sum(length(CAST(payload AS BLOB))), 0) FROM transient_messages
+WHERE queue = :queue AND locked_by IS NULL
+  AND (expires_at_utc IS NULL OR expires_at_utc > :now);
+
 -- name: drop_transient_overflow
--- Deletes the oldest messages beyond a transient queue's maximum length.
-DELETE FROM transient_messages WHERE id IN (
-    SELECT id FROM transient_messages WHERE queue = :queue AND locked_by IS NULL
-    ORDER BY priority DESC, id LIMIT :excess);
+-- Deletes one message of a transient queue: the oldest of the lowest priority.
+DELETE FROM transient_messages WHERE id = (
+    SELECT id FROM transient_messages
+    WHERE queue = :queue AND locked_by IS NULL
+      AND (expires_at_utc IS NULL OR expires_at_utc > :now)
+      AND priority = (SELECT max(priority) FROM transient_messages
+                       WHERE queue = :queue AND locked_by IS NULL
+                         AND (expires_at_utc IS NULL OR expires_at_utc > :now))
+    ORDER BY id LIMIT 1)
+RETURNING length(CAST(payload AS BLOB));
 
 -- name: delete_expired_transient
 -- Deletes transient messages whose time to live is over.

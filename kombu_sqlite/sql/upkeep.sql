@@ -38,6 +38,32 @@ WHERE status NOT IN ('queued', 'processing', 'completed', 'failed', 'cancelled')
        OR typeof(run_after_utc) <> 'text' OR typeof(compatibility) <> 'text'))
 LIMIT :limit;
 
+-- name: list_queue_names
+-- Queues with queued rows, by a loose index scan, as bytes: others may write any text.
+WITH RECURSIVE name(queue) AS (
+    SELECT min(queue) FROM task_counts
+    UNION ALL
+    SELECT (SELECT min(c.queue) FROM task_counts c WHERE c.queue > name.queue)
+      FROM name WHERE name.queue IS NOT NULL)
+SELECT CAST(queue AS BLOB) FROM name
+WHERE EXISTS (SELECT 1 FROM task_counts c
+               WHERE c.queue = name.queue AND c.status = 'queued' AND c.tasks > 0);
+
+-- name: list_queued_in
+-- Rows queued in a queue whose name is given as bytes.
+SELECT id FROM task_queue INDEXED BY ix_task_status_prio_time
+WHERE queue = CAST(:queue AS TEXT) AND status = 'queued' AND run_after_utc <= updated_at_utc
+UNION ALL
+SELECT id FROM task_queue INDEXED BY ix_task_waiting
+WHERE queue = CAST(:queue AS TEXT) AND status = 'queued' AND run_after_utc > updated_at_utc
+LIMIT :limit;
+
+-- name: list_ready_in_lane
+-- Ready rows of one lane, whose name is given as bytes.
+SELECT id FROM task_queue INDEXED BY ix_task_status_prio_time
+WHERE queue = :queue AND compatibility = CAST(:lane AS TEXT)
+  AND status = 'queued' AND run_after_utc <= updated_at_utc LIMIT :limit;
+
 -- name: normalise_run_after
 -- Rewrites a time in the file's form; it becomes ready or waits like any other.
 UPDATE task_queue SET run_after_utc = :run_after, updated_at_utc = :now WHERE id = :id;
@@ -91,3 +117,7 @@ WHERE finished_at_utc IS NOT NULL AND finished_at_utc < :before
 -- name: any_gone_worker
 -- Whether prune_workers has something to do.
 SELECT 1 FROM workers WHERE lock_byte IS NULL AND heartbeat_utc < :before LIMIT 1;
+
+-- name: find_used_up
+-- A table whose last row id is given away: AUTOINCREMENT then reports a full database.
+SELECT name FROM sqlite_sequence WHERE seq >= 9223372036854775807 LIMIT 1;

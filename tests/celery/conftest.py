@@ -44,7 +44,8 @@ class Lab:
         self.database = QueueDatabase(self.path)
         os.environ.update(TEST_BROKER=self.url, TEST_LEDGER=str(self.ledger))
         sys.path.insert(0, str(HERE))
-        sys.modules.pop(module, None)
+        for name in ("app", module):
+            sys.modules.pop(name, None)
         self.tasks = importlib.import_module(module)
         self.app = self.tasks.app
 
@@ -186,13 +187,17 @@ def make_lab(tmp_path: Path) -> Iterator[Callable[..., Lab]]:
 
 
 @pytest.fixture(scope="module")
-def station(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    """A lab that the tests of one module share, with a prefork worker of two processes."""
-    lab = Lab(tmp_path_factory.mktemp("station"))
-    try:
-        lab.worker("-c", "2")
-        yield lab
-    finally:
+def make_station(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Lab]]:
+    """Make a lab with a worker that the tests of one module share."""
+    made: list[Lab] = []
+
+    def make(module: str, *arguments: str) -> Lab:
+        made.append(Lab(tmp_path_factory.mktemp("station"), module=module))
+        made[-1].worker(*arguments)
+        return made[-1]
+
+    yield make
+    for lab in reversed(made):
         lab.close()
 
 
@@ -211,6 +216,12 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 def house(make_lab: Callable[..., Lab]) -> Lab:
     """A lab whose app keeps results in the file, without a worker."""
     return make_lab(module="living")
+
+
+@pytest.fixture(scope="module")
+def station(make_station: Callable[..., Lab]) -> Lab:
+    """A lab that the tests of one module share, with a prefork worker of two processes."""
+    return make_station("app", "-c", "2")
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from kombu_sqlite import QueueDatabase
+from kombu_sqlite import QueueDatabase, publishing
 from kombu_sqlite.models import DeliveryTag, Envelope, Settlement
 from kombu_sqlite.options import Options
 from kombu_sqlite.routing import Queue
@@ -18,7 +18,8 @@ Wait = Callable[..., Any]
 
 def envelope(name: str = "t", **fields: Any) -> Envelope:
     """A message of plain text."""
-    return Envelope(name, fields.pop("priority", 100), "{}", "{}", "{}", **fields)
+    priority, payload = fields.pop("priority", 100), fields.pop("payload", "{}")
+    return Envelope(name, priority, payload, "{}", "{}", **fields)
 
 
 @pytest.fixture
@@ -34,9 +35,9 @@ def publish(store: Store, queue: str, *messages: Envelope) -> None:
     store.publish(("", queue, message) for message in messages)
 
 
-def rows(database: QueueDatabase, columns: str) -> list[tuple[Any, ...]]:
-    """Those columns of every task row, oldest first."""
-    found = database.execute(f"SELECT {columns} FROM task_queue ORDER BY id")
+def rows(database: QueueDatabase, columns: str, where: str = "1") -> list[tuple[Any, ...]]:
+    """Those columns of every task row, or of some, oldest first."""
+    found = database.execute(f"SELECT {columns} FROM task_queue WHERE {where} ORDER BY id")
     return [tuple(row) for row in found]
 
 
@@ -207,6 +208,56 @@ def test_a_queue_expires_only_while_nobody_consumes(
     store.close_bell(bell)
     wait_until(lambda: "q" not in store.topology.read().queues)
     assert rows(database, "status, error_message") == [("cancelled", "the queue expired")]
+
+
+def test_delayed_messages_take_no_room_in_a_full_queue(
+    store: Store, database: QueueDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """AMQP knows no delay: they count once they are ready, however many there are."""
+    store.topology.declare_queue(Queue("q", arguments={"x-max-length": 2, "x-max-length-bytes": 6}))
+    for few in (100, 2):
+        monkeypatch.setattr(publishing, "_FEW_WAITING", few)
+        later = [envelope(run_after="2999-01-01 00:00:00.000", payload="long" * 9)] * 3
+        publish(store, "q", *later, envelope(payload="aa"), *later, envelope(payload="bb"))
+        publish(store, "q", envelope(payload="cc"))
+        got = store.claim(store.claimant(), ["q"], 9)
+        assert [d.payload for d in got] == ["bb", "cc"]
+        store.settle([Settlement(d.tag, "completed") for d in got])
+    assert rows(database, "count(*)", "status = 'queued'") == [(12,)]
+    database.execute("UPDATE task_queue SET updated_at_utc = run_after_utc WHERE status = 'queued'")
+    publish(store, "q", envelope(payload="dd"))
+    assert [d.payload for d in store.claim(store.claimant(), ["q"], 9)] == ["dd"]
+
+
+@pytest.mark.parametrize("durable", [True, False])
+def test_a_queue_keeps_within_its_bytes(store: Store, durable: bool) -> None:
+    """``x-max-length-bytes``: the same go; a body larger than that by itself goes too."""
+    arguments = {"x-max-length-bytes": 8}
+    store.topology.declare_queue(Queue("q", durable=durable, arguments=arguments))
+    publish(store, "q", *(envelope(payload=body) for body in ("aaaa", "bb", "cccc", b"dd", "é")))
+    claimant = store.claimant()
+    assert [d.payload for d in store.claim(claimant, ["q"], 9)] == ["cccc", b"dd", "é"]
+    publish(store, "q", envelope(payload="e" * 9))
+    assert store.size("q") == 0
+
+
+def test_the_least_urgent_go_first_of_all_lanes(store: Store, database: QueueDatabase) -> None:
+    """One by one or several at once, the same ones."""
+    wanted = [(7, "{}"), (9, '{"b": 1}'), (9, "{}"), (9, '{"a": 1}'), (8, '{"a": 1}'), (1, "{}")]
+    messages = [
+        envelope(str(number), priority=priority, compatibility=lane)
+        for number, (priority, lane) in enumerate(wanted)
+    ]
+    full = {"x-max-length": 5}
+    store.topology.declare_queue(Queue("one by one", arguments=full))
+    for message in messages:
+        publish(store, "one by one", message)
+    publish(store, "at once", *messages)
+    store.topology.declare_queue(Queue("at once", arguments=full))
+    for queue in ("one by one", "at once"):
+        publish(store, queue, envelope("new", priority=5))
+        left = rows(database, "type", f"status = 'queued' AND queue = '{queue}'")
+        assert [name for (name,) in left] == ["0", "3", "4", "5", "new"]
 
 
 @pytest.mark.parametrize("durable", [True, False])

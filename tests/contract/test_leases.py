@@ -174,7 +174,7 @@ def test_only_what_had_begun_counts_towards_the_bound(
     body = (
         "store = Store(Options(path))\n"
         "found = store.claim(store.claimant(started=False), ['celery'], 2)\n"
-        "store.deliveries.start([d.tag for d in found if d.type == 'begun'])\n"
+        "store.deliveries.start([(d.tag, False) for d in found if d.type == 'begun'])\n"
         "say('held'); time.sleep(60)"
     )
     with QueueDatabase(queue_path) as database:

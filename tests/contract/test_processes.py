@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from kombu_sqlite import QueueDatabase, QueueDatabaseError
+from kombu_sqlite import QueueBusyError, QueueDatabase, QueueDatabaseError
 from kombu_sqlite.options import Options
 from kombu_sqlite.store import Store
 
@@ -126,7 +126,7 @@ def test_what_was_only_prefetched_counts_no_death(
         body = (
             "store = Store(Options(db.path))\n"
             "ds = store.claim(store.claimant(started=False), ['celery'], 2)\n"
-            "store.deliveries.start([ds[0].tag]); print('held', flush=True); input()"
+            "store.deliveries.start([(ds[0].tag, False)]); print('held', flush=True); input()"
         )
         victim = child(body)
         assert victim.line() == "held"
@@ -207,6 +207,25 @@ def test_a_lock_held_for_long_is_nobodys_silence(
             time.sleep(2.5)  # the lock itself
         holder.tell("go")
         assert holder.line() == "ok"
+
+
+def test_a_process_stopped_inside_a_transaction_keeps_writers_out(
+    queue_path: str, child: Callable[..., Child]
+) -> None:
+    """As the document says: they raise after ``busy_timeout``, until it goes on or dies."""
+    with QueueDatabase(queue_path, busy_timeout=0.2) as database:
+        database.enqueue("before")
+        writer = child("with db.transaction(): print('in', flush=True); input()\nprint('out')")
+        assert writer.line() == "in"
+        writer.process.send_signal(signal.SIGSTOP)
+        for write in (lambda: database.enqueue("t"), database.claim):
+            with pytest.raises(QueueBusyError):
+                write()
+        assert database.stats().total_tasks == 1  # reading goes on
+        writer.process.send_signal(signal.SIGCONT)
+        writer.tell("")
+        assert writer.line() == "out"
+        database.enqueue("after")
 
 
 def test_upkeep_goes_on_when_the_elected_process_dies_or_stops(

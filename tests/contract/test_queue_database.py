@@ -309,3 +309,20 @@ def test_closing_gives_back_what_was_claimed(queue_path: str) -> None:
         task = database.get(1)
         assert (task.status, task.attempts, task.deaths, task.delivery_no) == ("queued", 0, 0, 1)
         assert database.workers() == []
+
+
+def test_a_compatibility_that_is_no_object_is_refused(database: QueueDatabase) -> None:
+    """No consumer could ever meet it."""
+    with pytest.raises(ValueError, match="compatibility must be an object"):
+        database.enqueue("t", compatibility=["gpu"])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["priority", "max_attempts"])
+@pytest.mark.parametrize("number", [2**63, -(2**63) - 1])
+def test_a_number_no_column_holds_is_refused(
+    database: QueueDatabase, name: str, number: int
+) -> None:
+    """With the argument's name."""
+    with pytest.raises(ValueError, match=f"{name} must be a whole number of at most 64 bits"):
+        database.enqueue_many([{"type": "good"}, {"type": "t", name: number}])
+    assert database.stats().total_tasks == 0

@@ -236,7 +236,7 @@ def test_an_older_file_is_upgraded_with_its_rows(queue_path: str) -> None:
             (3, "processing", "celery", 0),
             (4, "queued", "celery", 0),
         ]
-        assert database.logs(2)[0].message == "done"
+        assert "done" in {line.message for line in database.logs(2)}
         assert database.enqueue("tasks.add", {}).id == 6
         assert database.stats().total_tasks == 5
         assert database.execute("PRAGMA integrity_check")[0][0] == "ok"

@@ -1,17 +1,28 @@
-"""The README's table of options, made from the options themselves.
+"""The tables of options, made from the options themselves.
 
-``python -m tests.docs.options_table`` writes it into the README.
+``python -m tests.docs.options_table`` writes them: all into ``docs/options.md``, those that most
+people want into the README.
 """
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Collection
 from dataclasses import fields
 from pathlib import Path
 
 from kombu_sqlite.options import Options
 
 README = Path(__file__).parents[2] / "README.md"
+ALL = README.parent / "docs" / "options.md"
+COMMON = (
+    "visibility_timeout",
+    "busy_timeout",
+    "max_attempts",
+    "priority_order",
+    "retention",
+    "synchronous",
+    "file_mode",
+)
 BEGIN, END = "<!-- options -->\n", "<!-- /options -->"
 
 
@@ -26,22 +37,22 @@ def shown(name: str, value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def table() -> str:
-    """The table, a row for each option."""
+def table(names: Collection[str] | None = None) -> str:
+    """The table, a row for each option, or for those of ``names``."""
     rows = [
         f"| `{item.name}` | {shown(item.name, item.default)} | {item.metadata['text']} |"
         for item in fields(Options)
-        if item.metadata
+        if item.metadata and (names is None or item.name in names)
     ]
     return "\n".join(["| option | default | meaning |", "|---|---|---|", *rows]) + "\n"
 
 
-def with_table(text: str) -> str:
-    """The README with its table as it should be."""
+def with_table(text: str, names: Collection[str] | None = None) -> str:
+    """A document with its table as it should be."""
     head, _, rest = text.partition(BEGIN)
-    return head + BEGIN + table() + END + rest.partition(END)[2]
+    return head + BEGIN + table(names) + END + rest.partition(END)[2]
 
 
 if __name__ == "__main__":
-    README.write_text(with_table(README.read_text(encoding="utf-8")), encoding="utf-8")
-    sys.stdout.write(table())
+    for path, names in ((README, COMMON), (ALL, None)):
+        path.write_text(with_table(path.read_text(encoding="utf-8"), names), encoding="utf-8")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from kombu_sqlite import QueueDatabase
-from tests.docs.options_table import README, with_table
+from tests.docs.options_table import ALL, COMMON, README, with_table
 
 ROOT = README.parent
 DOCUMENTS = [README, *sorted((ROOT / "docs").glob("*.md")), ROOT / "CHANGELOG.md"]
@@ -37,10 +37,11 @@ def test_the_readme_is_short() -> None:
     assert len(README.read_text().splitlines()) <= 120
 
 
-def test_the_options_table_is_the_options() -> None:
+@pytest.mark.parametrize(("path", "names"), [(README, COMMON), (ALL, None)])
+def test_the_options_table_is_the_options(path: Path, names: tuple[str, ...] | None) -> None:
     """``python -m tests.docs.options_table`` mends it."""
-    text = README.read_text(encoding="utf-8")
-    assert text == with_table(text)
+    text = path.read_text(encoding="utf-8")
+    assert text == with_table(text, names)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

@@ -242,3 +242,25 @@ def test_messages_wait_for_a_consumer_that_meets_them(connect: Callable[..., Con
     assert get(plain) is None
     assert get(gpu).payload == "gpu"
     assert get(gpu) is None
+
+
+@pytest.mark.parametrize("needs", ["gpu", ["gpu"], 5, "[1]", "null", ""])
+def test_a_compatibility_nobody_can_meet_is_refused(connection: Connection, needs: Any) -> None:
+    """At the publish: in the file it would wait for ever."""
+    with pytest.raises(ValueError, match="'compatibility' must be a JSON object"):
+        connection.Producer().publish("a", routing_key="q", headers={"compatibility": needs})
+    connection.Producer().publish("b", routing_key="q", headers={"compatibility": '{"a": 1}'})
+    assert connection.default_channel.queue_declare("q", passive=True).message_count == 1
+
+
+@pytest.mark.parametrize("huge", [2**63 - 1, 2**63, 2**70, -(2**63), -(2**70), float("inf")])
+@pytest.mark.parametrize("durable", [True, False])
+def test_a_priority_beyond_all_numbers_is_first_or_last(
+    connection: Connection, huge: float, durable: bool
+) -> None:
+    """As far as a row can say it; the property comes back as it was sent."""
+    Queue("q", routing_key="q", durable=durable)(connection.default_channel).declare()
+    for priority in (0, huge, 9):
+        connection.Producer().publish("a", routing_key="q", priority=priority)
+    found = [get(connection).properties["priority"] for _ in range(3)]
+    assert found == sorted([0, huge, 9], reverse=True)

@@ -11,6 +11,7 @@ import pytest
 from kombu import Connection, Consumer, Exchange, Queue
 
 from kombu_sqlite import QueueDatabase
+from kombu_sqlite.clock import now_text
 
 Wait = Callable[..., Any]
 
@@ -126,6 +127,82 @@ def test_an_unused_queue_expires(connection: Connection, wait_until: Wait) -> No
     assert get(connection, "other") is None  # this process consumes, so it keeps house
     channel.store.session()
     wait_until(lambda: not channel._has_queue("brief"))
+
+
+def test_getting_from_a_queue_keeps_it(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its expiry counts from the last time somebody asked, though there was no message."""
+    channel = connection.default_channel
+    Queue("brief", routing_key="brief", expires=60)(channel).declare()
+    start = time.time()
+
+    def exists_after(seconds: float) -> bool:
+        monkeypatch.setattr(time, "time", lambda: start + seconds)
+        with channel.store.database.transaction() as handle:
+            channel.store.topology.delete_unused(handle, now=now_text())
+        return bool(channel._has_queue("brief"))
+
+    assert exists_after(50)
+    assert get(connection, "brief") is None
+    assert exists_after(105)
+    assert not exists_after(120)
+
+
+def test_asking_again_soon_writes_nothing(connection: Connection, queue_path: str) -> None:
+    """A renewal reaches so far ahead that an empty queue can be asked at any rate."""
+    channel = connection.default_channel
+    Queue("brief", routing_key="brief", expires=3600)(channel).declare()
+    with QueueDatabase(queue_path) as database:
+        sql = "SELECT last_used_utc FROM queues WHERE name = 'brief'"
+        declared = database.execute(sql)[0][0]
+        assert get(connection, "brief") is None
+        asked = database.execute(sql)[0][0]
+        assert asked > declared
+        channel.store._used_until["brief"] += 60
+        assert get(connection, "brief") is None
+        assert database.execute(sql)[0][0] == asked
+        with database.transaction():  # as long as another writes
+            channel.store._used_until.clear()
+            assert get(connection, "brief") is None
+
+
+@pytest.mark.parametrize("durable", [True, False])
+def test_an_exclusive_queue_goes_with_its_connection(
+    connection: Connection, broker_url: str, queue_path: str, durable: bool
+) -> None:
+    """With what is in it; not with a channel, nor with another connection that declares it."""
+    connection.default_channel.queue_declare("theirs", durable=durable)
+    with Connection(broker_url) as owner:
+        owner.channel().queue_declare("mine", exclusive=True, durable=durable)
+        owner.channel().queue_declare("theirs", exclusive=True, durable=durable)
+        connection.Producer().publish("a", routing_key="mine")
+        with Connection(broker_url) as other:
+            other.channel().queue_declare("mine", exclusive=True, durable=durable)
+        owner.channel().close()
+        assert connection.default_channel._has_queue("mine")
+        assert get(owner, "mine").payload == "a"
+        connection.Producer().publish("b", routing_key="mine")
+    assert not connection.default_channel._has_queue("mine")
+    assert connection.default_channel._has_queue("theirs")
+    ended = ("cancelled", "the queue was deleted")
+    assert states(queue_path) == ([ended] * 2 if durable else [])
+
+
+def test_an_exclusive_queue_deleted_and_made_by_others_stays(
+    connection: Connection, broker_url: str
+) -> None:
+    """It is no longer its first maker's."""
+    channel = connection.default_channel
+    with Connection(broker_url) as owner:
+        for name in ("deleted", "replaced"):
+            owner.default_channel.queue_declare(name, exclusive=True)
+        owner.default_channel.queue_delete("deleted")
+        channel.queue_declare("deleted", exclusive=True)
+        channel.queue_delete("replaced")
+        channel.queue_declare("replaced")
+    assert channel._has_queue("deleted")
+    assert channel._has_queue("replaced")
 
 
 def test_an_auto_delete_queue_goes_with_its_last_consumer(connection: Connection) -> None:

@@ -130,7 +130,7 @@ def test_a_row_priority_is_turned_back_into_the_apps(priority: int, redis_order:
     ("priority", "amqp", "redis"), [(0, 100, 100), (None, 100, 100), (9, 91, 109), (255, -155, 355)]
 )
 def test_priorities_mean_what_the_order_says(priority: Any, amqp: int, redis: int) -> None:
-    """Zero and none are normal in both; nothing is clamped."""
+    """Zero and none are normal in both; nothing is clamped that a column holds."""
     raw = message("1", {}, priority=priority)
     assert encode(raw, "", "q", False).priority == amqp
     assert encode(raw, "", "q", True).priority == redis

@@ -17,9 +17,9 @@ from kombu_sqlite.errors import (
     QueueLocationError,
     QueueSchemaError,
 )
-from kombu_sqlite.handles import translate
 from kombu_sqlite.models import QueueStats, Record, Task, TaskLog, Worker
 from kombu_sqlite.native import Thread, Waker, select_readable
+from kombu_sqlite.translating import translate
 
 
 @pytest.mark.parametrize("version", ["3.51.3", "3.51.10", "3.52.0", "4.0.0", "3.50.7", "3.44.6"])

@@ -1,0 +1,202 @@
+"""Results, groups and waits in the file, without Celery."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any
+
+import pytest
+
+from kombu_sqlite import Options, ResultWatcher, Store, Waiter, open_store
+
+READY = frozenset({"SUCCESS", "FAILURE", "REVOKED"})
+
+
+@pytest.fixture
+def store(queue_path: str) -> Iterator[Store]:
+    """The file's store."""
+    opened = open_store(Options.load(queue_path))
+    yield opened
+    opened.release()
+
+
+@pytest.fixture
+def watcher(store: Store) -> ResultWatcher:
+    """What waits in this process."""
+    return store.new_watcher(READY.__contains__)
+
+
+class Caller:
+    """Waits for one task; keeps what it was told."""
+
+    def __init__(self, watcher: ResultWatcher, task_id: str, talkative: bool = False) -> None:
+        self.found: list[Any] = []
+        self.changed: list[Any] = []
+        self.woken = threading.Event()
+        self.waiter = Waiter(task_id, self._found, self._changed if talkative else None)
+        watcher.add([self.waiter])
+
+    def _found(self, status: str, payload: Any) -> None:
+        self.found.append((status, payload))
+        self.woken.set()
+
+    def _changed(self, status: str, payload: Any) -> None:
+        self.changed.append((status, payload))
+        self.woken.set()
+
+
+def test_a_newer_state_takes_the_place_of_an_older_one(store: Store) -> None:
+    """Whatever both are; with a higher sequence number."""
+    results = store.results
+    for status in ("STARTED", "PROGRESS", "RETRY", "FAILURE", "REVOKED", "SUCCESS"):
+        before = results.last_seq()
+        assert results.store("a", status, status.lower(), None)
+        assert results.get("a") == (status, status.lower())
+        assert [row[1:] for row in results.since(before)] == [("a", status)]
+    assert results.get("b") is None
+
+
+@pytest.mark.parametrize("status", ["STARTED", "FAILURE", "SUCCESS", "REVOKED"])
+def test_a_success_stays(store: Store, status: str) -> None:
+    """Until it is forgotten."""
+    assert store.results.store("a", "SUCCESS", "first", None)
+    assert not store.results.store("a", status, "second", None)
+    assert store.results.get("a") == ("SUCCESS", "first")
+    store.results.forget("a")
+    assert store.results.get("a") is None
+    assert store.results.store("a", status, "third", None)
+
+
+@pytest.mark.parametrize(
+    "meta", ["text", "", b"\x00\xff bytes", "\N{SNOWMAN} \x00 more", "7", "{}"]
+)
+def test_a_payload_comes_back_as_it_was(store: Store, meta: Any) -> None:
+    """Text as text, bytes as bytes, to the last of them."""
+    store.results.store("a", "SUCCESS", meta, None)
+    store.results.store_group("g", meta, None)
+    assert store.results.get("a") == ("SUCCESS", meta)
+    assert store.results.get_group("g") == meta
+
+
+def test_what_has_expired_is_gone(store: Store) -> None:
+    """At once for readers, later from the file; an expired success makes way."""
+    results = store.results
+    results.store("a", "SUCCESS", "old", 0.0)
+    results.store_group("g", "old", 0.0)
+    results.store("b", "SUCCESS", "kept", 60.0)
+    results.store("c", "FAILURE", "for ever", None)
+    assert results.get("a") is None
+    assert results.get_group("g") is None
+    assert results.store("a", "STARTED", "new", None)
+    assert results.get("a") == ("STARTED", "new")
+    results.store("d", "SUCCESS", "old", 0.0)
+    assert results.delete_expired() == 2
+    assert results.delete_expired() == 0
+    assert [results.get(name) is not None for name in "abcd"] == [True, True, True, False]
+
+
+def test_a_group_is_stored_anew_and_forgotten(store: Store) -> None:
+    """The last one counts."""
+    store.results.store_group("g", "first", None)
+    store.results.store_group("g", "second", 60.0)
+    assert store.results.get_group("g") == "second"
+    store.results.forget_group("g")
+    assert store.results.get_group("g") is None
+
+
+def test_a_result_stored_in_a_transaction_shares_its_fate(store: Store) -> None:
+    """Undone with it; and nobody is told of what did not happen."""
+    with suppress(ZeroDivisionError), store.database.transaction():
+        store.results.store("a", "SUCCESS", "never", None)
+        raise ZeroDivisionError
+    assert store.results.get("a") is None
+
+
+def test_a_waiter_is_told_once(store: Store, watcher: ResultWatcher) -> None:
+    """Of the end; also one that comes when all is over."""
+    early = Caller(watcher, "a")
+    store.results.store("a", "STARTED", "begun", None)
+    store.results.store("a", "SUCCESS", "done", None)
+    assert early.woken.wait(10)
+    late = Caller(watcher, "a")
+    assert early.found == late.found == [("SUCCESS", "done")]
+    assert early.changed == []
+
+
+def test_a_talkative_waiter_hears_of_every_state(store: Store, watcher: ResultWatcher) -> None:
+    """Each once, in order, as long as they do not follow at once; others hear of the end alone."""
+    caller, other = Caller(watcher, "a", talkative=True), Caller(watcher, "a")
+    for step in range(3):
+        caller.woken.clear()
+        store.results.store("a", "PROGRESS", str(step), None)
+        assert caller.woken.wait(10)
+    caller.woken.clear()
+    store.results.store("a", "FAILURE", "end", None)
+    assert caller.woken.wait(10)
+    assert other.woken.wait(10)
+    assert caller.changed == [("PROGRESS", str(step)) for step in range(3)]
+    assert caller.found == other.found == [("FAILURE", "end")]
+    assert other.changed == []
+
+
+def test_a_lost_note_is_made_up_for(store: Store, watcher: ResultWatcher) -> None:
+    """Somebody else's note took its place: the net finds the result."""
+    caller = Caller(watcher, "a")
+    number = 8192 + 4000  # nobody's bell
+    store.board.wait_no_more(caller.waiter.place, watcher._bell.number)  # type: ignore[union-attr]
+    store.board.wait_for("a", number)
+    store.results.store("a", "SUCCESS", "done", None)
+    assert caller.woken.wait(10)
+
+
+def test_many_waiters_find_theirs(store: Store, watcher: ResultWatcher) -> None:
+    """More than are looked up one by one; stored before, meanwhile and in one transaction."""
+    names = [f"task-{number}" for number in range(500)]
+    for name in names[:100]:
+        store.results.store(name, "SUCCESS", name, None)
+    callers = [Caller(watcher, name, talkative=True) for name in names]
+    store.results.store(names[250], "STARTED", "begun", None)
+    for name in names[100:300]:
+        store.results.store(name, "SUCCESS", name, None)
+    with store.database.transaction():
+        for name in names[300:]:
+            store.results.store(name, "FAILURE", name, None)
+    for caller, name in zip(callers, names, strict=True):
+        while not caller.found:
+            assert caller.woken.wait(20)
+            caller.woken.clear()
+        assert [payload for _, payload in caller.found] == [name]
+
+
+def test_a_callback_that_fails_harms_nobody(
+    store: Store, watcher: ResultWatcher, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is logged; the others are told."""
+
+    def fail(status: str, payload: Any) -> None:
+        raise ZeroDivisionError
+
+    watcher.add([Waiter("a", fail)])
+    caller = Caller(watcher, "a")
+    store.results.store("a", "SUCCESS", "done", None)
+    assert caller.woken.wait(10)
+    assert "What waited for the result of a failed." in caplog.text
+
+
+def test_who_waits_no_more_leaves_no_trace(
+    store: Store, watcher: ResultWatcher, wait_until: Callable[..., Any]
+) -> None:
+    """Neither a note on the board, nor, once the watcher has rested, a bell beside the file."""
+    callers = [Caller(watcher, f"task-{number}") for number in range(200)]
+    for caller in callers:
+        watcher.discard(caller.waiter)
+        watcher.discard(caller.waiter)
+    assert watcher._places == watcher._waiting == {}
+    flags = store.board.flags()
+    assert not any(flags[16388:])
+    wait_until(lambda: watcher._thread is None, 20)
+    again = Caller(watcher, "again")
+    store.results.store("again", "SUCCESS", "done", None)
+    assert again.woken.wait(10)
