@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
 from billiard.exceptions import Terminated
 from celery import VERSION, states
 from celery.exceptions import Ignore, Reject, Retry, TimeLimitExceeded, WorkerLostError
 from celery.utils.log import get_logger
 
-__all__ = ("DEADLY", "REJECTIONS_ARE_STORED", "End", "end_of")
+__all__ = ("DEADLY", "REJECTIONS_ARE_STORED", "End", "as_lost", "end_of")
 
 logger = get_logger(__name__)
 
@@ -19,8 +20,9 @@ End = tuple[str, str | None]
 #: What an execution raises that took its process with it.
 DEADLY = (WorkerLostError, TimeLimitExceeded, SystemExit, KeyboardInterrupt)
 
-#: Whether Celery itself stores a failure for a task that rejects its message for good.
-REJECTIONS_ARE_STORED = VERSION[:2] >= (5, 7)
+#: Whether Celery itself stores a failure for a task that rejects its message for good, and takes
+#: an exit for a lost process; 5.6 hands the exit to the backend, which cannot encode it.
+REJECTIONS_ARE_STORED = EXITS_ARE_LOSSES = VERSION[:2] >= (5, 7)
 
 _ENDED_AS = {states.FAILURE: "failed", states.REVOKED: "cancelled"}
 
@@ -38,6 +40,19 @@ def end_of(request: Any, exc: BaseException) -> End:
     if isinstance(exc, DEADLY) and not isinstance(exc, TimeLimitExceeded):
         return "failed", f"worker lost: {exc}"
     return "failed", repr(exc)
+
+
+def as_lost(exc_info: Any) -> Any:
+    """Return an exit as the loss of a process that it is; anything else as it came."""
+    exc = exc_info.exception
+    if isinstance(exc, ExceptionWithTraceback):
+        exc = exc.exc
+    if EXITS_ARE_LOSSES or not isinstance(exc, (SystemExit, KeyboardInterrupt)):
+        return exc_info
+    try:
+        raise WorkerLostError(f"Worker exited prematurely: {exc!r}.")
+    except WorkerLostError:
+        return ExceptionInfo()
 
 
 def _end_ignored(request: Any, exc: Ignore) -> End:

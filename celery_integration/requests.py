@@ -24,7 +24,7 @@ from kombu_sqlite import QueueBusyError, QueueDiskError, QueueReplacedError
 from kombu_sqlite.channel import Channel
 
 from .continuing import continuing
-from .endings import DEADLY, REJECTIONS_ARE_STORED, End, end_of
+from .endings import DEADLY, REJECTIONS_ARE_STORED, End, as_lost, end_of
 from .starting import RETRY_AFTER_S, starting_first
 
 __all__ = ("LeasedRequest", "combine")
@@ -235,6 +235,7 @@ class LeasedRequest:
         """End a task that raised, was terminated or lost its process."""
         if self.lease_channel is None:
             return super().on_failure(exc_info, send_failed_event, return_ok)  # type: ignore[misc]
+        exc_info = as_lost(exc_info)
         exc = exc_info.exception
         if isinstance(exc, ExceptionWithTraceback):
             exc = exc.exc

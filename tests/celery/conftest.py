@@ -204,7 +204,7 @@ def make_station(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     """A lab whose app keeps results in the file, with a prefork worker of two processes."""
-    lab = Lab(tmp_path_factory.mktemp("home"), module="living")
+    lab = Lab(tmp_path_factory.mktemp("home"), "?max_attempts=3", "living")
     try:
         lab.worker("-c", "2")
         yield lab

@@ -211,7 +211,7 @@ def dies_again(name: str | None = None) -> Any:
     return name
 
 
-@task(retry_on_worker_lost=True, default_retry_delay=0, max_retries=2)
+@task(retry_on_worker_lost=True, default_retry_delay=0, max_retries=1)
 def dies_retried(name: str | None = None) -> Any:
     """Die each time, or only once where it has a name; Celery retries it."""
     write("dies retried")

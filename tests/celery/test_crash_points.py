@@ -26,8 +26,7 @@ def run_through_a_kill(lab: Any, pool: str) -> None:
     lab.worker("-P", "solo", name="w2")
 
 
-@pytest.mark.parametrize("pool", ["prefork", "solo"])
-@pytest.mark.parametrize("where", ["publish", "on_retry"])
+@pytest.mark.parametrize(("pool", "where"), [("prefork", "publish"), ("solo", "on_retry")])
 def test_killed_around_a_retry(house: Any, pool: str, where: str) -> None:
     """After its publish it runs once more, in the same row; what was before changes nothing."""
     task = house.tasks.killed_retrying if where == "publish" else house.tasks.killed_in_hook
@@ -40,8 +39,7 @@ def test_killed_around_a_retry(house: Any, pool: str, where: str) -> None:
     assert len(house.lines()) == 2
 
 
-@pytest.mark.parametrize("how", ["on_success", "on_failure"])
-@pytest.mark.parametrize("late", [False, True], ids=["early", "late"])
+@pytest.mark.parametrize(("how", "late"), [("on_success", True), ("on_failure", False)])
 def test_killed_between_the_result_and_the_ack(house: Any, how: str, late: bool) -> None:
     """The result has ended the row: the task does not run again, and its caller has it."""
     task = house.tasks.killed_in_hook_late if late else house.tasks.killed_in_hook

@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Any
 
 import pytest
-from celery.exceptions import TaskRevokedError, TimeLimitExceeded, WorkerLostError
+from celery.exceptions import WorkerLostError
 from celery.result import AsyncResult
-
-
-def open_gate(lab: Any, name: str) -> None:
-    """Let a task that waits for a gate go on."""
-    Path(f"{lab.ledger}-{name}").touch()
 
 
 def row_of(lab: Any, result: AsyncResult) -> Any:
@@ -204,16 +197,20 @@ def test_a_failure_that_is_no_ack_is_told_once(home: Any) -> None:
     assert sum(line.startswith(f"heard {result.id}") for line in home.lines()) == 1
 
 
-@pytest.mark.parametrize("name", ["dies", "dies_late"])
-def test_a_lost_pool_process_fails_its_task(home: Any, name: str) -> None:
+def test_a_lost_pool_process_fails_its_task(home: Any) -> None:
     """Early ack, and late ack without reject_on_worker_lost: WorkerLostError, no second run."""
-    result = home.app.tasks[f"living.{name}"].apply_async(link_error=home.tasks.heard.s())
-    with pytest.raises(WorkerLostError):
-        result.get(timeout=20)
-    row = ended(home, result)
-    assert (row.status, row.attempts) == ("failed", 1)
-    assert "signal 9" in row.error_message
-    home.wait(lambda: f"heard {result.id} WorkerLostError" in home.lines())
+    sent = [
+        task.apply_async(link_error=home.tasks.heard.s())
+        for task in (home.tasks.dies, home.tasks.dies_late)
+    ]
+    for result in sent:
+        with pytest.raises(WorkerLostError):
+            result.get(timeout=20)
+        row = ended(home, result)
+        assert (row.status, row.attempts) == ("failed", 1)
+        assert "signal 9" in row.error_message
+        heard = f"heard {result.id} WorkerLostError"
+        home.wait(lambda heard=heard: heard in home.lines())
 
 
 def test_reject_on_worker_lost_runs_a_task_again(home: Any) -> None:
@@ -229,27 +226,23 @@ def test_reject_on_worker_lost_runs_a_task_again(home: Any) -> None:
 def test_a_task_that_always_kills_its_process_ends(home: Any) -> None:
     """After max_attempts deaths; its caller is told."""
     result = home.tasks.dies_again.apply_async(link_error=home.tasks.heard.s())
-    with pytest.raises(WorkerLostError, match="delivery attempts exhausted: 5 of 5"):
+    with pytest.raises(WorkerLostError, match="delivery attempts exhausted: 3 of 3"):
         result.get(timeout=60)
     row = ended(home, result)
-    assert (row.status, row.attempts, row.deaths) == ("failed", 5, 5)
+    assert (row.status, row.attempts, row.deaths) == ("failed", 3, 3)
     home.wait(lambda: f"heard {result.id} WorkerLostError" in home.lines())
 
 
-@pytest.mark.parametrize("name", ["survivor", None])
-def test_retry_on_worker_lost_continues_the_row(home: Any, name: str | None) -> None:
+def test_retry_on_worker_lost_continues_the_row(home: Any) -> None:
     """Celery's own retries bound it."""
     if not hasattr(home.app.Task, "retry_on_worker_lost"):
         pytest.skip("Celery 5.7")
-    result = home.tasks.dies_retried.delay(name)
-    if name is not None:
-        assert result.get(timeout=30) == name
-    else:
-        with pytest.raises(WorkerLostError):
-            result.get(timeout=60)
-    row = ended(home, result)
-    assert row.status == ("failed" if name is None else "completed")
-    assert row.attempts == (3 if name is None else 2)
+    survivor, mortal = home.tasks.dies_retried.delay("survivor"), home.tasks.dies_retried.delay()
+    assert survivor.get(timeout=30) == "survivor"
+    with pytest.raises(WorkerLostError):
+        mortal.get(timeout=60)
+    states = [(row.status, row.attempts) for row in (ended(home, survivor), ended(home, mortal))]
+    assert states == [("completed", 2), ("failed", 2)]
 
 
 @pytest.mark.parametrize("name", ["endless", "endless_late"])
@@ -288,6 +281,3 @@ def test_nothing_is_left_in_processing(home: Any) -> None:
     home.wait(lambda: home.database.stats().processing_tasks == 0)
     owed = "SELECT count(*) FROM task_queue WHERE outcome_pending"
     home.wait(lambda: home.database.execute(owed)[0][0] == 0)
-
-
-_ = (os, TaskRevokedError, TimeLimitExceeded)
