@@ -13,6 +13,9 @@ from celery.exceptions import TimeoutError as ResultTimeout
 
 GENEROUS_S = 60
 POOLS = {"prefork": ("-P", "prefork", "-c", "2"), "solo": ("-P", "solo")}
+only_prefork = pytest.mark.parametrize(
+    "canvas", [POOLS["prefork"]], ids=["prefork"], indirect=True, scope="module"
+)
 
 
 @pytest.fixture(scope="module", params=POOLS.values(), ids=POOLS.keys())
@@ -311,10 +314,9 @@ def test_a_saved_group_is_found_again(canvas: Any) -> None:
         canvas.app.AsyncResult(result.results[0].id).get(timeout=0)
 
 
+@only_prefork  # takes 5 s, and knows nothing of pools
 def test_the_mark_of_a_dead_finisher_is_found(canvas: Any) -> None:
     """A chord whose parts are all there, and whose body nobody publishes: a worker does."""
-    if "solo" in canvas.arguments:
-        pytest.skip("takes 5 s, and knows nothing of pools")
     backend = canvas.app.backend
     t = canvas.tasks
     body = t.total.s().set(task_id=f"body-{canvas.folder.name}")
@@ -325,10 +327,9 @@ def test_the_mark_of_a_dead_finisher_is_found(canvas: Any) -> None:
     assert get(canvas.app.AsyncResult(body.options["task_id"])) == 5
 
 
+@only_prefork  # in a solo pool nobody is free to run the other one
 def test_a_task_may_wait_for_another(canvas: Any) -> None:
     """Where it says that it knows what it does, and a process is free."""
-    if "solo" in canvas.arguments:
-        pytest.skip("nobody is free to run the other one")
     assert get(canvas.tasks.asking.delay(1, 2)) == 3
 
 

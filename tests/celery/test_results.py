@@ -196,8 +196,6 @@ def test_serializers_and_compression(
     make_app: Callable[..., Any], serializer: str, compression: str | None
 ) -> None:
     """Values, errors and groups come back; also ten megabytes."""
-    if serializer == "msgpack":
-        pytest.importorskip("msgpack")
     app = make_app(
         result_serializer=serializer,
         result_compression=compression,
