@@ -218,7 +218,8 @@ class QueueDatabase(QueueFile):
         """
         told = [line for row in self._read(Task, "get_task", id=id) for line in read_off(row)]
         lines = told + self._read(TaskLog, "list_logs", task_id=id)
-        return sorted(lines, key=lambda line: str(line.at_utc))
+        ended = "ended "  # within one millisecond the end is told last
+        return sorted(lines, key=lambda at: (str(at.at_utc), str(at.message).startswith(ended)))
 
     # -- ending from outside -------------------------------------------------------------------
 

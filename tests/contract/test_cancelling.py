@@ -62,7 +62,7 @@ def test_what_waits_or_is_prefetched_is_cancelled(store: Store, database: QueueD
         (2, "ready", "cancelled"),
         (3, "waits", "cancelled"),
     ]
-    assert store.deliveries.start([delivery.tag]) == set()
+    assert store.deliveries.start([(delivery.tag, False)]) == set()
     assert store.settle([Settlement(delivery.tag, "requeue", quiet=True)]) == []
     assert rows(database, "status, error_message, outcome_pending") == [("cancelled", "why", 1)] * 3
     assert store.owed.find(0, 9) == [1, 2, 3]
@@ -72,7 +72,7 @@ def test_what_runs_is_marked_and_does_not_run_again(store: Store, database: Queu
     """By a requeue, a retry in its queue or another, or the death of its owner."""
     publish(store, *[message(str(number)) for number in range(4)])
     tags = [delivery.tag for delivery in claim(store)]
-    assert store.deliveries.start(tags) == set(tags)
+    assert store.deliveries.start([(tag, False) for tag in tags]) == set(tags)
     found = store.canceller.cancel([1, 2, 3, 4], "why")
     assert {row.status for row in found} == {"running"}
     store.settle([Settlement(tags[0], "requeue")])
@@ -179,7 +179,7 @@ def test_only_what_failed_or_was_cancelled_can_be_put_back(
     (delivery,) = claim(store, started=True)
     assert store.put_back(1) is False
     database.execute("UPDATE task_queue SET deaths = 4")
-    store.results.store("one", "FAILURE", "{}", ready=True, expires_s=None)
+    store.results.store("one", "FAILURE", "{}", expires_s=None)
     store.settle([Settlement(delivery.tag, "failed", "x")])
     assert store.put_back(1)
     assert store.results.get("one") is None
