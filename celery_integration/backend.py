@@ -7,6 +7,7 @@ one transaction: whoever sees one sees the others. Results are pushed to who wai
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ from kombu_sqlite import (
 )
 
 from .chording import ChordMixin
+from .endings import error_of
 from .storing import StoringMixin, delivery_of
 from .waiting import WaitingMixin
 
@@ -68,6 +70,7 @@ class SQLiteBackend(WaitingMixin, ChordMixin, StoringMixin, Backend):
             self.always_retry = True
         self._store: Store | None = None
         self._pid = os.getpid()
+        self._pins = threading.local()
         self._clean_at = 0.0
         self.is_brokers = False
 
@@ -77,6 +80,9 @@ class SQLiteBackend(WaitingMixin, ChordMixin, StoringMixin, Backend):
 
         Kept, retired or not, inside a transaction: another would wait for this thread's lock.
         """
+        pinned: Store | None = getattr(self._pins, "store", None)
+        if pinned is not None:
+            return pinned
         store = self._store
         if store is None or self._pid != os.getpid() or _is_over(store):
             self._pid = os.getpid()
@@ -127,7 +133,7 @@ class SQLiteBackend(WaitingMixin, ChordMixin, StoringMixin, Backend):
         def write() -> None:
             with self._ending(request, "completed") as mine:
                 if mine:
-                    self._write(task_id, state, meta)
+                    self._write(task_id, state, meta, request)
                     self.return_part(part)
 
         self._until_written(write)
@@ -149,10 +155,10 @@ class SQLiteBackend(WaitingMixin, ChordMixin, StoringMixin, Backend):
 
         def write() -> None:
             nonlocal refused
-            with self._ending(request, "failed", repr(exc)) as mine:
+            with self._ending(request, "failed", error_of(exc)) as mine:
                 refused = not mine
                 if mine:
-                    self._write(task_id, state, meta)
+                    self._write(task_id, state, meta, request)
                     self.return_part(part)
                     if request:
                         chain = getattr(request, "chain", None)
@@ -181,7 +187,7 @@ class SQLiteBackend(WaitingMixin, ChordMixin, StoringMixin, Backend):
         def write() -> None:
             with self._ending(request, "cancelled", reason) as mine:
                 if mine:
-                    self._write(task_id, state, meta)
+                    self._write(task_id, state, meta, request)
                     self.return_part(part)
                     if request:
                         chain = getattr(request, "chain", None)
@@ -207,7 +213,7 @@ class SQLiteBackend(WaitingMixin, ChordMixin, StoringMixin, Backend):
         def write() -> None:
             with self.store.deliveries.continuing(tag, f"retry: {exc!r}") as mine:
                 if mine:
-                    self._write(task_id, state, meta)
+                    self._write(task_id, state, meta, request)
 
         self._until_written(write)
         return exc
@@ -236,7 +242,8 @@ class SQLiteBackend(WaitingMixin, ChordMixin, StoringMixin, Backend):
         tries = 0
         while True:
             try:
-                write()
+                with self._pinned():
+                    write()
                 return self._clean_sometimes()
             except (QueueBusyError, QueueDiskError) as exc:
                 if self.store.deliveries.in_transaction():
@@ -245,6 +252,25 @@ class SQLiteBackend(WaitingMixin, ChordMixin, StoringMixin, Backend):
                     logger.warning("A result waits for the file: %s", exc)
                 tries += 1
                 time.sleep(_RETRY_AFTER_S)
+
+    @contextmanager
+    def _pinned(self) -> Iterator[None]:
+        """Let this thread keep to one store, and leave no transaction open.
+
+        Another thread may find the store retired and open a new one meanwhile; and the exception
+        of a signal handler may come at any line, in a context's exit as well.
+        """
+        before = getattr(self._pins, "store", None)
+        store = self._pins.store = self.store
+        handle = store.database.handle()
+        depth = handle.entered()
+        try:
+            yield
+        except BaseException:
+            handle.leave(depth)
+            raise
+        finally:
+            self._pins.store = before
 
     def _clean_sometimes(self) -> None:
         """Do what workers do for a broker's file, where the broker is elsewhere.

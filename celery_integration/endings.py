@@ -10,7 +10,7 @@ from celery import VERSION, states
 from celery.exceptions import Ignore, Reject, Retry, TimeLimitExceeded, WorkerLostError
 from celery.utils.log import get_logger
 
-__all__ = ("DEADLY", "REJECTIONS_ARE_STORED", "End", "as_lost", "end_of")
+__all__ = ("DEADLY", "REJECTIONS_ARE_STORED", "End", "as_lost", "end_of", "error_of")
 
 logger = get_logger(__name__)
 
@@ -35,11 +35,14 @@ def end_of(request: Any, exc: BaseException) -> End:
         return _end_ignored(request, exc)
     if isinstance(exc, Terminated):
         return "cancelled", "terminated"
-    if isinstance(exc, Reject):
-        return "failed", f"rejected: {exc.reason}"
     if isinstance(exc, DEADLY) and not isinstance(exc, TimeLimitExceeded):
         return "failed", f"worker lost: {exc}"
-    return "failed", repr(exc)
+    return "failed", error_of(exc)
+
+
+def error_of(exc: BaseException) -> str:
+    """Return what a failed row says of the exception."""
+    return f"rejected: {exc.reason}" if isinstance(exc, Reject) else repr(exc)
 
 
 def as_lost(exc_info: Any) -> Any:

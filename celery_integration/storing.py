@@ -28,6 +28,7 @@ class StoringMixin:
 
     app: Any
     expires: Any
+    is_brokers: bool
     EXCEPTION_STATES: frozenset[str]
     encode: Callable[[Any], Any]
     decode: Callable[[Any], Any]
@@ -64,14 +65,17 @@ class StoringMixin:
         payload: str | bytes = self.encode(meta)
         return payload
 
-    def _write(self, task_id: str, state: str, meta: str | bytes | None) -> None:
+    def _write(
+        self, task_id: str, state: str, meta: str | bytes | None, request: Any = None
+    ) -> None:
         if meta is not None:
-            self.store.results.store(
-                task_id,
-                state,
-                meta,
-                self._expires_s(state),
-            )
+            expires_s = None if self._is_kept(request) else self._expires_s(state)
+            self.store.results.store(task_id, state, meta, expires_s)
+
+    def _is_kept(self, request: Any) -> bool:
+        """Return whether a result goes with its row: as long as a key holds it is asked for."""
+        key = getattr(request, "idempotency_key", None)
+        return key is not None and self.store is not None and self.is_brokers
 
     def _store_result(
         self,
@@ -91,7 +95,7 @@ class StoringMixin:
         tag = delivery_of(request, self.store)
         with self.store.database.transaction() if tag is not None else nullcontext():
             if tag is None or self.store.deliveries.is_running(tag):
-                self._write(task_id, state, payload)
+                self._write(task_id, state, payload, request)
         return result
 
     def _get_task_meta_for(self, task_id: str) -> dict[str, Any]:

@@ -129,6 +129,7 @@ class Housekeeping:
             if old is not None:
                 with self._database.transaction() as handle:
                     handle.run(statement("prune_logs"), values)
+                    handle.run(statement("prune_key_results"), values)
                     handle.run(statement("prune_keys"), values)
                     handle.all(statement("prune_finished"), values)
         before = to_text(time.time() - _GONE_WORKERS_KEPT_S)

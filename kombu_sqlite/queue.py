@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any, NoReturn, TypeVar
 
 from .errors import LeaseLost, SessionLost
+from .keys import find_holder
 from .listing import find_tasks, find_waiting
 from .models import (
     NORMAL_PRIORITY,
@@ -69,8 +70,8 @@ class QueueDatabase(QueueFile):
     ) -> Task:
         """Put one task into the file and return its row.
 
-        With an ``idempotency_key`` that a row already has, nothing is inserted and that row is
-        returned; concurrent callers included.
+        With an ``idempotency_key`` that a row holds, nothing is inserted and that row is returned;
+        concurrent callers included.
 
         Arguments:
             type: the task's name.
@@ -80,6 +81,7 @@ class QueueDatabase(QueueFile):
 
         Raises:
             ValueError: payload is not JSON, or the time is none.
+            IdempotencyConflict: the key belongs to a task of another type.
             QueueBusyError, QueueDiskError: nothing was written.
         """
         return self.enqueue_many(
@@ -104,11 +106,10 @@ class QueueDatabase(QueueFile):
         found: list[Task] = []
         with store.database.transaction() as handle:
             for values in rows:
-                inserted = handle.one(statement("insert_task"), values)
-                if inserted is not None:
-                    found.append(self._one("get_task", id=inserted[0]))
-                else:
-                    found.append(self._one("get_by_key", key=values["idempotency_key"]))
+                key, now = values["idempotency_key"], values["now"]
+                holder = key and find_holder(handle, key, values["type"], values["payload"], now)
+                id = holder.row_id if holder else handle.one(statement("insert_task"), values)[0]
+                found.append(self._one("get_task", id=id))
             topology = store.topology.current(handle)
             names = {values["queue"] for values in rows}
             handle.after_commit.append(lambda: store.ringer.ring_each(topology, names))

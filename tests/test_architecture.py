@@ -237,7 +237,6 @@ HOT = {
     "list_bells": "ix_consumers_bell",
     "list_irregular": "ix_task_irregular",
     "get_by_task_id": "ix_task_task_id",
-    "get_by_key": "uq_task_idempotency",
     "list_logs": "ix_logs_task",
     "purge_queue": "ix_task_status_prio_time",
     "oldest_queued": "ix_task_type_status",

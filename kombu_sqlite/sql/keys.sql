@@ -53,3 +53,11 @@ DELETE FROM idempotency_keys WHERE key IN (
     WHERE finished_at_utc IS NOT NULL AND finished_at_utc < :before
       AND status NOT IN ('queued', 'processing')
     ORDER BY finished_at_utc LIMIT :limit);
+
+-- name: prune_key_results
+-- Forgets the results that were kept for the keys of rows about to be deleted.
+DELETE FROM task_results WHERE task_id IN (
+    SELECT task_id FROM task_queue INDEXED BY ix_task_finished
+    WHERE finished_at_utc IS NOT NULL AND finished_at_utc < :before
+      AND status NOT IN ('queued', 'processing') AND headers LIKE '%"idempotency_key": %'
+    ORDER BY finished_at_utc LIMIT :limit) AND expires_at_utc IS NULL;

@@ -7,10 +7,6 @@ SELECT * FROM task_queue WHERE id = :id;
 SELECT * FROM task_queue INDEXED BY ix_task_task_id WHERE task_id = :task_id
 ORDER BY id DESC LIMIT 1;
 
--- name: get_by_key
--- The row that holds an idempotency key.
-SELECT * FROM task_queue WHERE idempotency_key = :key;
-
 -- name: list_tasks_as_bytes
 -- Rows by any of the filters, text as bytes: where one row's text cannot be decoded.
 SELECT id,

@@ -80,18 +80,36 @@ def test_an_idempotent_task_needs_no_key(house: Any) -> None:
 
 
 def test_other_arguments_warn_and_another_task_conflicts(
-    house: Any, caplog: pytest.LogCaptureFixture
+    house: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first task stands; a conflict names it."""
+    said: list[str] = []
+    monkeypatch.setattr(logging.getLogger("kombu.sqlite"), "warning", lambda *a: said.append(a[0]))
     first = house.tasks.add.apply_async((1, 2), idempotency_key="a")
-    with caplog.at_level(logging.WARNING, "kombu_sqlite"):
-        assert house.tasks.add.apply_async((1, 2), idempotency_key="a").id == first.id
-        assert caplog.text == ""
-        assert house.tasks.add.apply_async((1, 3), idempotency_key="a").id == first.id
-    assert "published again with other arguments" in caplog.text
+    assert house.tasks.add.apply_async((1, 2), idempotency_key="a").id == first.id
+    assert said == []
+    assert house.tasks.add.apply_async((1, 3), idempotency_key="a").id == first.id
+    assert len(said) == 1
+    assert "published again with other arguments" in said[0]
     with pytest.raises(IdempotencyConflict, match=first.id):
         house.tasks.total.apply_async(([1],), idempotency_key="a")
     assert rows(house) == 1
+
+
+def test_a_result_is_kept_as_long_as_its_key_holds(house: Any) -> None:
+    """Whoever sends the task again after the result's own time still gets it."""
+    house.app.conf.result_expires = 0.001
+    house.worker("-P", "solo")
+    first = house.tasks.add.apply_async((1, 2), idempotency_key="kept")
+    assert first.get(timeout=20) == 3
+    house.database.execute("UPDATE task_results SET stored_at_utc = '2001-01-01 00:00:00'")
+    again = house.tasks.add.apply_async((1, 2), idempotency_key="kept")
+    assert (again.id, again.get(timeout=20)) == (first.id, 3)
+    kept = house.database.execute("SELECT expires_at_utc FROM task_results")
+    assert [row[0] for row in kept] == [None]
+    house.database.execute("UPDATE task_queue SET finished_at_utc = '2001-01-01 00:00:00.000'")
+    house.wait(lambda: rows(house) == 0)
+    assert house.database.execute("SELECT * FROM task_results") == []
 
 
 def test_a_row_of_another_program_has_the_key_as_well(house: Any) -> None:

@@ -14,7 +14,13 @@ from typing import Any
 import apsw
 import pytest
 
-from kombu_sqlite import LeaseLost, QueueBusyError, QueueDatabase, QueueDatabaseError
+from kombu_sqlite import (
+    IdempotencyConflict,
+    LeaseLost,
+    QueueBusyError,
+    QueueDatabase,
+    QueueDatabaseError,
+)
 
 
 def test_a_task_goes_through_its_life(database: QueueDatabase) -> None:
@@ -326,3 +332,17 @@ def test_a_number_no_column_holds_is_refused(
     with pytest.raises(ValueError, match=f"{name} must be a whole number of at most 64 bits"):
         database.enqueue_many([{"type": "good"}, {"type": "t", name: number}])
     assert database.stats().total_tasks == 0
+
+
+def test_a_key_of_another_type_is_refused(database: QueueDatabase) -> None:
+    """And one that a scope has let go of is free."""
+    first = database.enqueue("a", idempotency_key="k")
+    assert database.enqueue("a", idempotency_key="k").id == first.id
+    with pytest.raises(IdempotencyConflict):
+        database.enqueue("b", idempotency_key="k")
+    database.execute(
+        "INSERT INTO idempotency_keys (key, type, row_id, scope) VALUES ('k', 'a', ?, 'end')",
+        (first.id,),
+    )
+    assert database.cancel(first.id)
+    assert database.enqueue("b", idempotency_key="k").id != first.id
