@@ -41,7 +41,7 @@ class Role:
         self.name = os.environ["KILL_NAME"]
         self.url = os.environ["KILL_URL"]
         self.ledger = Ledger(os.environ["KILL_LEDGERS"], self.name)
-        self.random = random.Random(f"{os.environ['KILL_SEED']}-{self.name}")
+        self.random = random.Random(f"{os.environ['KILL_SEED']}-{self.name}")  # noqa: S311 - chance, no secret
         self.ended = False
         self._count = 0
         signal.signal(signal.SIGTERM, self._end)

@@ -107,7 +107,7 @@ class Scenery:
         self.path = f"{folder}/queue.db"
         self.ledgers = f"{folder}/ledgers"
         self.url = f"sqlite:///{self.path}{OPTIONS}"
-        self.random = random.Random(seed)
+        self.random = random.Random(seed)  # noqa: S311 - chance, no secret
         self.sent: Counter[str] = Counter()
         self.faults: list[str] = []
         self.largest_log = 0
