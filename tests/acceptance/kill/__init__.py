@@ -7,4 +7,5 @@ README did not hold. The rooms, from the ground up:
 - ``app``: the Celery tasks; ``roles``: what the plain processes do.
 - ``scenery``: starts and restarts the processes, sends the signals.
 - ``evidence``: reads file, ledgers and logs; ``verdict``: compares them.
+- ``play``: the course of a run, and its summary.
 """
