@@ -70,6 +70,12 @@ def flaky(self: Any, tries: int) -> list[Any]:
     return found
 
 
+@task(name="killed.early", acks_late=False)
+def early(self: Any, seconds: float) -> list[Any]:
+    """Run at most once: what kills it leaves a failure."""
+    return run(self, seconds)
+
+
 @task(name="killed.collect")
 def collect(self: Any, results: list[list[Any]]) -> list[Any]:
     """End a chord; return, after id and tag, whose results it was given."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from dataclasses import dataclass
 
 from kombu_sqlite import QueueDatabase
@@ -36,17 +37,21 @@ class Summary:
         executed = sum(bool(found.begun[row.identity]) for row in rows)
         lost = len(found.sent - {row.identity for row in rows if found.begun[row.identity]})
         tasks = sum(row.type != "message" for row in rows)
+        failed = sum(row.status == "failed" for row in rows)
         deaths = sum(row.deaths for row in rows)
         repeats = repeats_of(found)
         repeated = sum(map(len, repeats.values()))
         late = sum(found.late.values())
         log = f"{self.scenery.largest_log / 2**20:.1f} MiB"
-        traces = [f"{len(logs)} x {line[:60]}" for line, logs in found.tracebacks.items()]
+        traces: Counter[str] = Counter()
+        for line, logs in found.tracebacks.items():
+            traces[line.partition(":")[0]] += len(logs)
         lines = (
             f"seed {self.scenery.seed}, {self.seconds:.0f} s",
             f"signals: {', '.join(f'SIG{way} {times}' for way, times in sorted(sent.items()))}",
             f"processes: {len(self.scenery.lives)} started, {self.orphans} orphans in the end",
             f"messages: {len(rows)}, of them Celery tasks {tasks}",
+            f"acknowledged early and lost with their worker: {failed}",
             f"publishes returned {len(found.sent)}, executed {executed}, lost {lost}",
             f"executions repeated: {repeated}, by {len(repeats)} killed or stopped processes",
             f"deaths counted: {deaths}; put back on purpose: {len(found.requeued)}",
@@ -54,7 +59,7 @@ class Summary:
             f"sessions lost by plain consumers: {found.lost_sessions}",
             f"statistics: read {found.reads} times, unequal {len(found.unequal)}",
             f"file: log at most {log}, integrity {'BROKEN' if found.sound else 'ok'}",
-            f"tracebacks: {', '.join(traces) or 'none'}",
+            f"tracebacks: {', '.join(f'{n} x {name}' for name, n in traces.items()) or 'none'}",
             f"violations: {len(self.violations)}",
             *self.violations[:40],
         )

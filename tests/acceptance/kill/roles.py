@@ -100,7 +100,7 @@ def produce(role: Role) -> None:
 
 
 def call(role: Role) -> None:
-    """Publish Celery tasks: plain ones, delayed ones, such that retry, chords."""
+    """Publish Celery tasks: plain and delayed ones, such that retry or are acked early, chords."""
     from . import app as tasks
 
     def one(make: Callable[[], Any], **options: Any) -> None:
@@ -124,6 +124,8 @@ def call(role: Role) -> None:
             one(lambda: tasks.flaky.s(role.random.randrange(2, 4)))
         elif kind < 0.3:
             one(lambda: tasks.work.s(), countdown=role.random.random())
+        elif kind < 0.4:
+            one(lambda: tasks.early.s(role.random.random() * 0.1))
         else:
             one(lambda: tasks.work.s(role.random.random() * 0.1))
         role.pause(0.12)

@@ -9,8 +9,11 @@ from collections.abc import Iterator
 from .evidence import Begin, Evidence, Row
 from .scenery import CONCURRENCY, Life
 
-#: The bound the documents give for the write-ahead log.
-LOG_LIMIT = 64 * 2**20
+#: The bound the documents give for the write-ahead log is half of this, while no reader takes long;
+#: here readers are stopped, for seconds.
+LOG_LIMIT = 128 * 2**20
+#: The tasks that are acknowledged before they begin.
+EARLY = "killed.early"
 #: Messages one consumer may hold: what it was given by one claim comes to the prefetch count.
 HELD = {"consume": 16, "work": CONCURRENCY}
 #: What may end a traceback: a session that was silent too long, a pool's process that was killed,
@@ -48,7 +51,10 @@ def _judge_rows(evidence: Evidence) -> Iterator[str]:
     for identity in sorted(set(evidence.rows) - evidence.tried):
         yield f"nobody has published {evidence.rows[identity]}"
     for row in (*evidence.rows.values(), *evidence.unknown):
-        if row.status != "completed":
+        if row.type == EARLY and row.status == "failed":
+            if not str(row.error).startswith("worker lost"):
+                yield f"failed, though its worker was not lost: {row}"
+        elif row.status != "completed":
             yield f"not completed: {row}"
         elif row.tag not in {begin.tag for begin in evidence.begun[row.identity]}:
             yield f"completed, yet nobody noted its execution: {row}"
@@ -56,6 +62,8 @@ def _judge_rows(evidence: Evidence) -> Iterator[str]:
 
 def _judge_deliveries(evidence: Evidence, row: Row, begun: list[Begin]) -> Iterator[str]:
     tags = Counter(begin.tag for begin in begun)
+    if row.type == EARLY and len(begun) > 1:
+        yield f"acknowledged before it began, yet executed again: {row.identity} {begun}"
     for tag, times in tags.items():
         if times > 1:
             yield f"one delivery was executed {times} times: {tag} of {row.identity}"
@@ -111,7 +119,10 @@ def _judge_results(evidence: Evidence) -> Iterator[str]:
         if row.type == "message":
             continue
         state, value = evidence.results.get(row.identity, ("nothing", None))
-        if state != "SUCCESS" or value[:2] != [row.identity, row.tag]:
+        if row.status == "failed":
+            if state != "FAILURE" or value["exc_type"] != "WorkerLostError":
+                yield f"the result is {state} {value}, the row {row}"
+        elif state != "SUCCESS" or value[:2] != [row.identity, row.tag]:
             yield f"the result is {state} {value}, the row {row}"
         elif row.type == "killed.collect" and len(value[2]) != 3:
             yield f"a chord's body was given the results of {value[2]}"
@@ -125,10 +136,11 @@ def _judge_counts(evidence: Evidence) -> Iterator[str]:
         if rows != counted:
             yield f"{rows} rows are {status}, counted {counted}"
     stats, total = evidence.stats, sum(rows for _, rows, _ in evidence.counts)
-    if not stats.total_tasks == stats.completed_tasks == total:
-        yield f"{total} rows, all completed: {stats}"
+    failed = sum(row.status == "failed" for row in evidence.rows.values())
+    if not stats.total_tasks == total == stats.completed_tasks + failed:
+        yield f"{total} rows, {failed} of them failed, the others completed: {stats}"
     by_queue = evidence.statistics.depth_by_queue.values()
-    if sum(depth["completed"] for depth in by_queue) != total:
+    if sum(depth["completed"] + depth["failed"] for depth in by_queue) != total:
         yield f"{total} rows: {evidence.statistics.depth_by_queue}"
     known = sum(row.type == "message" for row in evidence.rows.values())
     by_type = evidence.statistics.depth_by_type.get("message", {}).get("completed", 0)
