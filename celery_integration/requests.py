@@ -74,12 +74,12 @@ class LeasedRequest:
         if on_success is not None:
             cls.on_success = _ending_last(on_success)  # type: ignore[attr-defined]
 
-    @property
+    @functools.cached_property
     def eta(self) -> datetime | None:
         """Hide an ETA that has passed: the file has kept the message until it was due.
 
         A worker would otherwise pass it through its timer and raise its prefetch count meanwhile.
-        ``task.request.eta`` keeps it.
+        ``task.request.eta`` keeps it. Each look tells the same, as it may pass in between.
         """
         eta: datetime | None = super().eta  # type: ignore[misc]
         if eta is None or eta.tzinfo is None or eta > datetime.now(timezone.utc):

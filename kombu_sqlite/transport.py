@@ -8,7 +8,9 @@ import select
 import time
 import weakref
 from array import array
+from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import apsw
@@ -128,6 +130,7 @@ class Transport(virtual.Transport):
         if store is None:
             store = self._store = open_store(self.options())
             _open_transports.add(self)
+            _served.add(store)
         return store
 
     def establish_connection(self) -> Transport:
@@ -323,15 +326,20 @@ def _wait_readable(fds: list[int], timeout_s: float) -> list[int]:
 
 
 _open_transports: weakref.WeakSet[Transport] = weakref.WeakSet()
+#: Files that connections have used; a result backend keeps one open beyond the last of them.
+_served: weakref.WeakSet[Store] = weakref.WeakSet()
 
 
 def _close_at_exit(pid: int = os.getpid()) -> None:
-    """Give back what is still held when the interpreter exits in good order."""
+    """Give back what is still held, and leave, when the interpreter exits in good order."""
     if os.getpid() != pid:
         return  # a forked child: nothing here is its own
-    for transport in list(_open_transports):
+    closing: list[Callable[[], None]] = []
+    closing += [partial(each.close_connection, each) for each in list(_open_transports)]
+    closing += [each.close for each in list(_served) if each.users > 0]
+    for close in closing:
         try:
-            transport.close_connection(transport)
+            close()
         except QueueDatabaseError as exc:
             logger.warning("A connection was not closed in good order: %s", exc)
 

@@ -171,6 +171,17 @@ def test_a_warm_shutdown_gives_back_what_has_not_begun(lab: Any) -> None:
     assert [tuple(row) for row in rows] == [(1, 0)]
 
 
+def test_a_warm_shutdown_leaves_the_file_though_results_are_in_it(lab: Any) -> None:
+    """The result backend has the same file open; still nobody has to find the worker gone."""
+    worker = lab.celery("--result-backend", lab.url, "worker", "-P", "solo", log="w1.log")
+    lab.wait(lambda: lab.consumes(worker) or lab.ended(worker, "w1"))
+    lab.tasks.add.apply_async((1, 2), ignore_result=False)
+    lab.wait(lambda: lab.database.execute("SELECT status FROM task_results"))
+    assert len(lab.database.workers()) == 1
+    assert lab.stop(worker) == 0
+    assert lab.database.workers() == []
+
+
 def test_an_unknown_message_stops_nobody(lab: Any) -> None:
     """One that is no task, one of a task nobody knows."""
     lab.worker("-P", "solo")
