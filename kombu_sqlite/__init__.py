@@ -6,7 +6,7 @@ Rooms, from the ground up; each imports only from those above it:
 - ``location``, ``sql``, ``checkpoints``, ``older``, ``schema``, ``forking``, ``translating``,
   ``handles``, ``database``: one file, its connections, its transactions.
 - ``models``, ``routing``, ``topology``: rows, and which queue a message goes to.
-- ``bells``, ``keys``, ``stories``, ``deliveries``, ``publishing``, ``foreign``, ``revocations``,
+- ``bells``, ``foreign``, ``keys``, ``stories``, ``deliveries``, ``publishing``, ``revocations``,
   ``cancelling``, ``claims``, ``settler``: messages in, out and ended.
 - ``results``, ``chords``, ``owed``: what a result backend keeps, and ends that owe it something.
 - ``sessions``, ``waiting``, ``leases``, ``watcher``, ``housekeeping``, ``upkeep``: who is alive,

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from .clock import after_text
 from .errors import IdempotencyConflict
+from .foreign import readable
 from .handles import Handle
 from .log import logger
 from .models import IdempotencyKey
@@ -43,8 +44,10 @@ def find_holder(handle: Handle, key: str, type: str, payload: Any, now: str) -> 
     row = handle.one(statement("get_key_holder"), {"key": key})
     if row is None:
         return None
-    row_id, holder_type, task_id, status, holder_payload, scope, expires_at = row
-    ended = status not in ("queued", "processing")
+    row_id, raw_type, raw_task_id, status, holder_payload, scope, expires_at = row
+    holder_type = readable(raw_type)
+    task_id = None if raw_task_id is None else readable(raw_task_id)
+    ended = status not in (b"queued", b"processing")
     if (scope == "end" and ended) or (expires_at is not None and expires_at <= now):
         handle.run(statement("free_row_key"), {"id": row_id})
         return None
@@ -70,7 +73,7 @@ def _arguments(payload: Any) -> Any:
     try:
         found = json.loads(payload)
     except (TypeError, ValueError):
-        return payload
+        return payload.encode() if isinstance(payload, str) else payload
     return found[:2] if isinstance(found, list) else found
 
 

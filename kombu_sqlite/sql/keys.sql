@@ -1,6 +1,7 @@
 -- name: get_key_holder
 -- The row that an idempotency key belongs to, and on which terms.
-SELECT t.id, t.type, t.task_id, t.status, t.payload, k.scope, k.expires_at_utc
+SELECT t.id, CAST(t.type AS BLOB), CAST(t.task_id AS BLOB), CAST(t.status AS BLOB),
+       CAST(t.payload AS BLOB), k.scope, k.expires_at_utc
 FROM task_queue t LEFT JOIN idempotency_keys k ON k.key = t.idempotency_key AND k.row_id = t.id
 WHERE t.idempotency_key = :key;
 

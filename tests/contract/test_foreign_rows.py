@@ -157,7 +157,7 @@ def test_a_broken_row_is_found_by_each_of_its_names(database: QueueDatabase) -> 
     insert(database, "newer")
     bad = database.get(2)
     assert database.get("7") == bad
-    assert database.enqueue("again", idempotency_key="k") == bad
+    assert database.enqueue("bad", idempotency_key="k") == bad
     assert database.list(format="csv") == [bad]
     assert database.get(99) is None
 
