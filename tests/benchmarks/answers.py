@@ -16,7 +16,7 @@ from tests.benchmarks.sizes import Sizes
 from tests.benchmarks.spaces import BROKERS, REDIS_URL, Space
 from tests.benchmarks.workers import Workers
 
-__all__ = ("CHORDS", "GET", "GROUP")
+__all__ = ("CHORDS", "RESULTS")
 
 _ANSWER_S = 120.0
 _WARM_UP = 10
@@ -59,7 +59,7 @@ def _group(app: Any, sizes: Sizes) -> Values:
     seconds = time.perf_counter() - begun
     if sums != [number + 1 for number in range(sizes.group)]:
         raise ValueError("a wrong answer")
-    return {"rate": sizes.group / seconds}
+    return {"group": sizes.group / seconds}
 
 
 def _chord(app: Any, size: int) -> float:
@@ -78,14 +78,13 @@ def _chords(app: Any, sizes: Sizes) -> Values:
     return {"small": percentile(small, 50), "large": _chord(app, sizes.large_chord)}
 
 
-def run_get(space: Space, sizes: Sizes) -> Values:
-    """One call after the other."""
-    return _run(space, sizes, _get)
+def _calls_and_group(app: Any, sizes: Sizes) -> Values:
+    return {**_get(app, sizes), **_group(app, sizes)}
 
 
-def run_group(space: Space, sizes: Sizes) -> Values:
-    """One large group."""
-    return _run(space, sizes, _group)
+def run_results(space: Space, sizes: Sizes) -> Values:
+    """One call after the other, then one large group."""
+    return _run(space, sizes, _calls_and_group)
 
 
 def run_chords(space: Space, sizes: Sizes) -> Values:
@@ -103,22 +102,16 @@ def run_chords(space: Space, sizes: Sizes) -> Values:
 _PEERS = tuple(
     name
     for name, broker in BROKERS.items()
-    if not broker.local and name not in ("sqlite-full", "sqlite-tmpfs", "rabbitmq")
+    if not (broker.local or broker.variant) and name != "rabbitmq"
 )
-GET = Benchmark(
-    "celery-get",
-    run_get,
+RESULTS = Benchmark(
+    "celery-results",
+    run_results,
     (
         Metric("p50", "Celery: delay().get(), prefork -c 2, p50", "ms"),
         Metric("p99", "Celery: delay().get(), prefork -c 2, p99", "ms"),
+        Metric("group", "Celery: tasks of a group of {group:,} with results", "/s", higher=True),
     ),
-    _PEERS,
-    slow_rounds=1,
-)
-GROUP = Benchmark(
-    "celery-group",
-    run_group,
-    (Metric("rate", "Celery: group of {group:,} with results, tasks", "/s", higher=True),),
     _PEERS,
     slow_rounds=1,
 )

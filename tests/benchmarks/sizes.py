@@ -16,16 +16,19 @@ class Sizes:
 
     #: One timed stretch of publishing.
     messages: int = 20_000
-    seconds: float = 0.8
+    seconds: float = 0.6
     #: Filling a queue before its consumers or workers begin.
     backlog: int = 12_000
-    stored_backlog: int = 3_000
-    fill_seconds: float = 2.0
-    consume_seconds: float = 4.0
+    #: The same for workers; with results, and without.
+    tasks: int = 4_000
+    stored_tasks: int = 2_000
+    work_seconds: float = 4.0
+    fill_seconds: float = 1.5
+    consume_seconds: float = 3.0
     #: Messages sent one by one to a consumer that sleeps.
     pings: int = 150
-    ping_seconds: float = 2.5
-    loaded_seconds: float = 1.5
+    ping_seconds: float = 2.0
+    loaded_seconds: float = 1.0
     few_consumers: int = 20
     many_consumers: int = 200
     #: Celery.
@@ -41,7 +44,7 @@ class Sizes:
     repeats: int = 60
     steps: int = 20
     stored: int = 1_000
-    trickle_seconds: float = 1.5
+    trickle_seconds: float = 1.2
 
 
 FULL = Sizes()
@@ -50,7 +53,9 @@ QUICK = Sizes(
     messages=200,
     seconds=0.1,
     backlog=60,
-    stored_backlog=20,
+    tasks=60,
+    stored_tasks=20,
+    work_seconds=2.0,
     fill_seconds=0.3,
     pings=5,
     ping_seconds=1.0,

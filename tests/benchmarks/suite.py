@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from tests.benchmarks.answers import CHORDS, GET, GROUP
+from tests.benchmarks.answers import CHORDS, RESULTS
 from tests.benchmarks.backlogs import CEILING, PREFORK, SOLO, THREADS, TWO_SOLO
 from tests.benchmarks.consuming import CONSUME, CONSUME_TOGETHER
+from tests.benchmarks.delayed import DELAYED
+from tests.benchmarks.fairness import FAIRNESS, PRIORITIES
+from tests.benchmarks.history import HISTORY
+from tests.benchmarks.idling import IDLE
 from tests.benchmarks.measures import Benchmark
 from tests.benchmarks.publishing import PUBLISH, PUBLISH_TOGETHER
+from tests.benchmarks.storing import STORE
 from tests.benchmarks.waking import WAKE, WAKE_LOADED, WAKE_MANY
 
 __all__ = ("SUITE",)
@@ -21,13 +26,18 @@ SUITE: dict[str, Benchmark] = {
         WAKE,
         WAKE_LOADED,
         WAKE_MANY,
+        FAIRNESS,
+        PRIORITIES,
         PREFORK,
         THREADS,
         SOLO,
         TWO_SOLO,
         CEILING,
-        GET,
-        GROUP,
+        RESULTS,
         CHORDS,
+        DELAYED,
+        IDLE,
+        STORE,
+        HISTORY,
     )
 }

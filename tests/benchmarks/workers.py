@@ -105,15 +105,21 @@ class Workers:
         self.processes.append(process)
         return process
 
-    def wait_for_stamps(self, count: int) -> None:
-        """Wait until so many tasks have run.
+    def wait_for_stamps(self, count: int, at_most_s: float | None = None) -> None:
+        """Wait until so many tasks have run, or, if ``at_most_s`` is given, until that is over.
 
         Raises:
             TimeoutError, ChildProcessError: with the end of the workers' log.
         """
         try:
-            wait(lambda: count_stamps(self._space) >= count or self._ended(), f"{count} tasks")
+            wait(
+                lambda: count_stamps(self._space) >= count or self._ended(),
+                f"{count} tasks",
+                at_most_s or _TIMEOUT_S,
+            )
         except TimeoutError as exc:
+            if at_most_s is not None:
+                return
             text = f"{exc}, {count_stamps(self._space)} have run; {self._tail()}"
             raise TimeoutError(text) from None
 
