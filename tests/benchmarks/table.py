@@ -26,11 +26,9 @@ _ROWS = (
     "consume.rate",
     "wake.p50",
     "celery-prefork.rate",
-    "celery-two-solo.rate",
     "celery-results.p50",
     "celery-results.group",
     "celery-chords.small",
-    "idle.cpu",
 )
 #: Headings, and which broker's figure stands there; with two, both are shown and named.
 _COLUMNS = (

@@ -19,9 +19,7 @@ COMMON = (
     "busy_timeout",
     "max_attempts",
     "priority_order",
-    "retention",
     "synchronous",
-    "file_mode",
 )
 BEGIN, END = "<!-- options -->\n", "<!-- /options -->"
 
