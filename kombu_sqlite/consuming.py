@@ -7,6 +7,7 @@ back, uncounted, when its consumer is cancelled or the channel closed.
 from __future__ import annotations
 
 import os
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -24,6 +25,10 @@ from .models import Delivery, Settlement
 from .qos import QoS as _QoS
 
 __all__ = ("ConsumingChannel",)
+
+#: Where enough waits to be executed a claim comes at most this often, in seconds: each is then
+#: worth its transaction.
+DAMP_S = 0.05
 
 #: Messages leased in one transaction at the most, where the prefetch count leaves room.
 CLAIM_AT_MOST = 64
@@ -66,6 +71,9 @@ class ConsumingChannel(DeclaringChannel):
         self._by_tag: dict[str, _Consumer] = {}
         self._buffer: deque[Delivery] = deque()
         self._turn = 0
+        self._claimed_at = 0.0
+        #: Whether the event loop looks again once the pause after the last claim is over.
+        self.undamps = False
         self._starved = False  # the prefetch count, not a lack of messages, ended the last look
         self._expecting = False  # there may be more: a bell rang, or the last claim was full
         self._bell: Bell | None = None
@@ -161,11 +169,22 @@ class ConsumingChannel(DeclaringChannel):
                 return self._hold(message, no_ack)
         return None
 
+    @property
+    def damped(self) -> bool:
+        """Whether there is room for more, but no hurry: enough waits to be executed."""
+        return self.explicit_start and self.qos.has_plenty() and self.qos.can_consume()
+
     def _may_hold_more(self) -> bool:
-        """Return whether it is time to lease more."""
-        if self.explicit_start and self.qos.has_plenty():
+        """Return whether it is time to lease more; without hurry, not long after the last time."""
+        if self.damped and time.monotonic() < self._claimed_at + DAMP_S:
             return False
         return self.qos.can_consume()
+
+    def undamp(self) -> None:
+        """Look again: the pause after the last claim is over."""
+        self.undamps = False
+        if self._bell is not None:
+            self._bell.ring_self()
 
     def _claimant(self) -> Claimant:
         return self.store.claimant(not self.explicit_start)
@@ -237,6 +256,7 @@ class ConsumingChannel(DeclaringChannel):
             self.skipped_turn = True
             return False
         self.skipped_turn = False
+        self._claimed_at = time.monotonic()
         self._buffer.extend(deliveries)
         self._expecting = len(deliveries) >= limit
         return bool(deliveries)
@@ -287,6 +307,8 @@ class ConsumingChannel(DeclaringChannel):
     def _room_made(self) -> None:
         """Look for more after an ack or a change of the prefetch count, from any thread."""
         bell = self._bell
-        if bell is not None and self._starved and self._may_hold_more():
+        if bell is None or not self._starved or not self.qos.can_consume():
+            return
+        if self._may_hold_more() or not self.undamps:
             self._expecting = True
             bell.ring_self()

@@ -18,6 +18,7 @@ from kombu.transport import base, virtual
 
 from .bells import Bell
 from .channel import Channel as _Channel
+from .consuming import DAMP_S
 from .errors import (
     LeaseLost,
     QueueBusyError,
@@ -189,17 +190,14 @@ class Transport(virtual.Transport):
 
     def driver_version(self) -> str:
         """Return SQLite's version."""
-        version: str = apsw.sqlite_lib_version()
-        return version
+        return str(apsw.sqlite_lib_version())
 
     def as_uri(self, uri: str, include_password: bool = False, mask: str = "**") -> str:
-        """Return the URL; there is nothing secret in it."""
+        """Return the URL; it holds no secret."""
         return uri or f"sqlite:///{self.client.virtual_host}"
 
-    @property
-    def default_connection_params(self) -> dict[str, Any]:
-        """Return what ``Connection.info()`` shows when nothing was given."""
-        return {"hostname": "sqlite:///", "port": None}
+    #: What ``Connection.info()`` shows when nothing was given.
+    default_connection_params = {"hostname": "sqlite:///", "port": None}  # noqa: RUF012 - Kombu's
 
     # -- the blocking loop ---------------------------------------------------------------------
 
@@ -240,6 +238,8 @@ class Transport(virtual.Transport):
         ready = [channel.prepare_sleep() for channel in self.channels]
         if not all(ready):
             timeout_s = _BUSY_RETRY_S if any(c.skipped_turn for c in self.channels) else 0
+        elif any(channel.damped for channel in self.channels):
+            timeout_s = min(timeout_s, DAMP_S)
         if not bells:
             time.sleep(timeout_s)
             return
@@ -302,6 +302,9 @@ class Transport(virtual.Transport):
             bell.ring_self()  # there may be more; others come first
             return
         if channel.prepare_sleep():
+            if channel.damped and not channel.undamps and self._loop is not None:
+                channel.undamps = True
+                self._loop.call_later(DAMP_S, channel.undamp)
             return
         if channel.skipped_turn and self._loop is not None:
             self._loop.call_later(_BUSY_RETRY_S, bell.ring_self)
