@@ -31,6 +31,8 @@ _HANDLES_AFTER_S = 10.0
 ROLE = [sys.executable, "-m", "tests.acceptance.kill.roles"]
 CELERY = [sys.executable, "-m", "celery", "-A", "tests.acceptance.kill.app"]
 CONCURRENCY = 2
+#: Mostly the default one.
+POOLS = ("prefork", "prefork", "prefork", "threads", "solo")
 
 
 @dataclass
@@ -120,7 +122,8 @@ class Scenery:
 
     def _arguments(self, place: Place, name: str) -> list[str]:
         if place.role == "work":
-            options = ["-n", f"{name}@kill", "-c", str(CONCURRENCY), "-l", "warning"]
+            pool = self.random.choice(POOLS)
+            options = ["-n", f"{name}@kill", "-P", pool, "-c", str(CONCURRENCY), "-l", "warning"]
             return [*CELERY, "worker", *options]
         if place.role == "beat":
             schedule = f"{self.folder}/{name}.schedule"
