@@ -48,7 +48,12 @@ def _wait_when_busy(connection: apsw.Connection, timeout_s: float) -> None:
 
 
 def _lay_out_new_file(connection: apsw.Connection) -> None:
-    """Fix what only an empty file can take: 4 KiB pages, and pages that can be given back."""
+    """Fix what only an empty file can take: 4 KiB pages, and pages that can be given back.
+
+    On any other file it would change nothing, yet take the write lock and write a page.
+    """
+    if connection.execute("PRAGMA page_count").fetchall()[0][0]:
+        return
     connection.execute("PRAGMA page_size = 4096")
     connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
 

@@ -38,6 +38,20 @@ def test_a_task_goes_through_its_life(database: QueueDatabase) -> None:
     assert ended.finished_at_utc >= ended.processing_started_utc
 
 
+def test_opening_a_file_to_read_it_writes_nothing(database: QueueDatabase) -> None:
+    """It works while another has the write lock, and no consumer is woken by it."""
+    database.enqueue("t")
+
+    def version() -> tuple[int, int]:
+        log = os.path.getsize(database.path + "-wal")
+        return database.execute("PRAGMA data_version")[0][0], log
+
+    before = version()
+    with database.transaction(), QueueDatabase(database.path, busy_timeout=0.1) as other:
+        assert other.stats().queued_tasks == 1
+    assert version() == before
+
+
 def test_a_failed_task_says_why_and_can_be_retried(database: QueueDatabase) -> None:
     """Its row is the same."""
     task = database.enqueue("t")

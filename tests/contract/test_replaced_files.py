@@ -216,13 +216,12 @@ def test_a_publish_right_after_the_file_was_replaced_raises(
 
 
 def test_connecting_waits_for_a_locked_file(broker_url: str, queue_path: str) -> None:
-    """Longer than ``busy_timeout``, as a worker does that is started meanwhile."""
+    """Where it is still to be made: longer than ``busy_timeout``, as a starting worker does."""
     script = (
         "import apsw, sys\n"
         f"c = apsw.Connection({queue_path!r}); c.execute('BEGIN IMMEDIATE')\n"
         "print('locked', flush=True); sys.stdin.readline(); c.execute('ROLLBACK')\n"
     )
-    QueueDatabase(queue_path).initialize_schema()
     holder = subprocess.Popen(
         [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )

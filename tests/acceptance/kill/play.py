@@ -42,7 +42,8 @@ class Summary:
         repeats = repeats_of(found)
         repeated = sum(map(len, repeats.values()))
         late = sum(found.late.values())
-        log = f"{self.scenery.largest_log / 2**20:.1f} MiB"
+        log = f"{self.scenery.largest_quiet_log / 2**20:.1f} MiB"
+        stalled_log = f"{self.scenery.largest_log / 2**20:.1f} MiB"
         traces: Counter[str] = Counter()
         for line, logs in found.tracebacks.items():
             traces[line.partition(":")[0]] += len(logs)
@@ -58,7 +59,8 @@ class Summary:
             f"superseded ends refused: plain {len(found.refused)}, Celery {late}",
             f"sessions lost by plain consumers: {found.lost_sessions}",
             f"statistics: read {found.reads} times, unequal {len(found.unequal)}",
-            f"file: log at most {log}, integrity {'BROKEN' if found.sound else 'ok'}",
+            f"integrity: {'BROKEN' if found.sound else 'ok'}",
+            f"log: at most {log}, while somebody was stopped {stalled_log}",
             f"tracebacks: {', '.join(f'{n} x {name}' for name, n in traces.items()) or 'none'}",
             f"violations: {len(self.violations)}",
             *self.violations[:40],
@@ -85,7 +87,7 @@ def run(
     finally:
         orphans = scenery.kill_all()
     evidence = collect(scenery)
-    violations = [*scenery.faults, *judge(evidence, scenery.lives, scenery.largest_log)]
+    violations = [*scenery.faults, *judge(evidence, scenery.lives, scenery.largest_quiet_log)]
     return Summary(scenery, evidence, violations, orphans, time.monotonic() - began)
 
 

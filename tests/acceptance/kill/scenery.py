@@ -25,12 +25,16 @@ STOP_S = (3.8, 5.0)
 OPTIONS = f"?visibility_timeout={VISIBILITY_S:g}&busy_timeout=20&max_attempts=1000"
 #: A warm shutdown takes as long as the longest task, and the wait for the write lock.
 _END_WITHIN_S = 60.0
+#: So soon after a stop the log is short again.
+_RECOVERS_WITHIN_S = 5.0
 #: A process asked to end sooner may not have come to the point where it handles that.
 _HANDLES_AFTER_S = 10.0
 
 ROLE = [sys.executable, "-m", "tests.acceptance.kill.roles"]
 CELERY = [sys.executable, "-m", "celery", "-A", "tests.acceptance.kill.app"]
 CONCURRENCY = 2
+#: Mostly the default one.
+POOLS = ("prefork", "prefork", "prefork", "threads", "solo")
 
 
 @dataclass
@@ -111,6 +115,9 @@ class Scenery:
         self.sent: Counter[str] = Counter()
         self.faults: list[str] = []
         self.largest_log = 0
+        #: While nobody was stopped.
+        self.largest_quiet_log = 0
+        self._quiet_from = 0.0
         os.mkdir(self.ledgers)
         self.places = [
             Place(f"{role}{number}", role) for role in cast for number in range(cast[role])
@@ -120,7 +127,8 @@ class Scenery:
 
     def _arguments(self, place: Place, name: str) -> list[str]:
         if place.role == "work":
-            options = ["-n", f"{name}@kill", "-c", str(CONCURRENCY), "-l", "warning"]
+            pool = self.random.choice(POOLS)
+            options = ["-n", f"{name}@kill", "-P", pool, "-c", str(CONCURRENCY), "-l", "warning"]
             return [*CELERY, "worker", *options]
         if place.role == "beat":
             schedule = f"{self.folder}/{name}.schedule"
@@ -177,8 +185,17 @@ class Scenery:
                 life.signal_group(signal.SIGKILL)
                 life.ending_since = None
                 life.signals["KILL"] += 1
+        self._measure_log(now)
+
+    def _measure_log(self, now: float) -> None:
+        """Measure the log; who is stopped may be a reader, or in the middle of a checkpoint."""
+        if any(place.life is not None and place.life.is_stopped for place in self.places):
+            self._quiet_from = now + _RECOVERS_WITHIN_S
         with suppress(FileNotFoundError):
-            self.largest_log = max(self.largest_log, os.path.getsize(self.path + "-wal"))
+            size = os.path.getsize(self.path + "-wal")
+            self.largest_log = max(self.largest_log, size)
+            if now > self._quiet_from:
+                self.largest_quiet_log = max(self.largest_quiet_log, size)
 
     def _judge_end(self, life: Life) -> None:
         expected = {0} if life.ending_since is not None else set()

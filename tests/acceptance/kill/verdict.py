@@ -9,9 +9,8 @@ from collections.abc import Iterator
 from .evidence import Begin, Evidence, Row
 from .scenery import CONCURRENCY, Life
 
-#: The bound the documents give for the write-ahead log is half of this, while no reader takes long;
-#: here readers are stopped, for seconds.
-LOG_LIMIT = 128 * 2**20
+#: The bound the documents give for the write-ahead log while no reader takes long.
+LOG_LIMIT = 64 * 2**20
 #: The tasks that are acknowledged before they begin.
 EARLY = "killed.early"
 #: Messages one consumer may hold: what it was given by one claim comes to the prefetch count.
@@ -26,7 +25,11 @@ EXPECTED = re.compile(
 
 
 def judge(evidence: Evidence, lives: dict[str, Life], largest_log: int) -> Iterator[str]:
-    """Yield every promise that was broken, with what to look at."""
+    """Yield every promise that was broken, with what to look at.
+
+    Arguments:
+        largest_log: bytes of the write-ahead log at the most, while nobody was stopped.
+    """
     yield from _judge_rows(evidence)
     for identity, begun in evidence.begun.items():
         row = evidence.rows.get(identity)
@@ -42,7 +45,7 @@ def judge(evidence: Evidence, lives: dict[str, Life], largest_log: int) -> Itera
         if not EXPECTED.match(line):
             yield f"traceback in {', '.join(sorted(set(logs))[:5])}: {line}"
     if largest_log > LOG_LIMIT:
-        yield f"the log grew to {largest_log / 2**20:.1f} MiB"
+        yield f"the log grew to {largest_log / 2**20:.1f} MiB while nobody was stopped"
 
 
 def _judge_rows(evidence: Evidence) -> Iterator[str]:
