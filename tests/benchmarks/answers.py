@@ -10,10 +10,12 @@ from typing import Any
 from celery import chord, group
 
 from tests.benchmarks.app import make_app
+from tests.benchmarks.brokers import BROKERS
 from tests.benchmarks.crew import Port, alone
 from tests.benchmarks.measures import Benchmark, Metric, Skip, Values, percentile
+from tests.benchmarks.servers import REDIS_URL
 from tests.benchmarks.sizes import Sizes
-from tests.benchmarks.spaces import BROKERS, REDIS_URL, Space
+from tests.benchmarks.spaces import Space
 from tests.benchmarks.workers import Workers
 
 __all__ = ("CHORDS", "RESULTS")

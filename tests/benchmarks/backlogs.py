@@ -9,11 +9,12 @@ import psutil
 from celery.contrib.testing.worker import start_worker
 
 from tests.benchmarks.app import STORED, make_app
+from tests.benchmarks.brokers import BROKERS
 from tests.benchmarks.crew import Port, alone
 from tests.benchmarks.measures import Benchmark, Metric, Values
 from tests.benchmarks.messages import fill
 from tests.benchmarks.sizes import Sizes
-from tests.benchmarks.spaces import BROKERS, Space
+from tests.benchmarks.spaces import Space
 from tests.benchmarks.workers import Workers, count_stamps, cpu_of_s, read_stamps, wait
 
 __all__ = ("CEILING", "PREFORK", "SOLO", "THREADS", "TWO_SOLO")

@@ -9,9 +9,9 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from tests.benchmarks.brokers import BROKERS
 from tests.benchmarks.plot import draw
 from tests.benchmarks.rounds import run
-from tests.benchmarks.spaces import BROKERS
 from tests.benchmarks.suite import SUITE
 from tests.benchmarks.summary import table
 

@@ -8,11 +8,12 @@ from typing import Any
 
 from kombu import Consumer
 
+from tests.benchmarks.brokers import BROKERS
 from tests.benchmarks.crew import Crew, CrewError, Port
 from tests.benchmarks.measures import Benchmark, Metric, Values
 from tests.benchmarks.messages import fill
 from tests.benchmarks.sizes import Sizes
-from tests.benchmarks.spaces import BROKERS, Space
+from tests.benchmarks.spaces import Space
 
 __all__ = ("CONSUME", "CONSUME_TOGETHER", "PREFETCH")
 

@@ -81,7 +81,7 @@ class Crew:
     def __init__(self) -> None:
         self._context = multiprocessing.get_context(_METHOD)
         if _METHOD == "forkserver":  # importing once saves half a second a process
-            self._context.set_forkserver_preload(["tests.benchmarks.spaces"])
+            self._context.set_forkserver_preload(["tests.benchmarks.brokers"])
         self.members: list[Member] = []
 
     def __enter__(self) -> Crew:

@@ -13,7 +13,7 @@ from typing import Any
 
 import apsw
 
-from tests.benchmarks.spaces import BROKERS
+from tests.benchmarks.brokers import BROKERS
 
 __all__ = ("describe", "sentence")
 

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
 
-from tests.benchmarks.spaces import BROKERS, Space
+from tests.benchmarks.brokers import BROKERS
+from tests.benchmarks.spaces import Space
 
 __all__ = ("KILOBYTE", "TWENTY", "Sender", "fill")
 

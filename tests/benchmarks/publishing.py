@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from tests.benchmarks.brokers import BROKERS
 from tests.benchmarks.crew import Crew, Port, alone
 from tests.benchmarks.measures import Benchmark, Metric, Values, percentile
 from tests.benchmarks.messages import BATCH, KILOBYTE, TWENTY, Sender
 from tests.benchmarks.sizes import Sizes
-from tests.benchmarks.spaces import BROKERS, Space
+from tests.benchmarks.spaces import Space
 
 __all__ = ("PUBLISH", "PUBLISH_TOGETHER")
 

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from tests.benchmarks.brokers import BROKERS, leave
 from tests.benchmarks.environment import describe
 from tests.benchmarks.measures import Benchmark, Skip
 from tests.benchmarks.sizes import FULL, QUICK, Sizes
-from tests.benchmarks.spaces import BROKERS, leave
 
 __all__ = ("run",)
 

@@ -65,6 +65,11 @@ def _lines(run: dict[str, Any], measure: dict[str, Any]) -> Iterator[tuple[str, 
             yield (run["brokers"][name]["label"], how, first[:90], "", "", "")
 
 
+def _is_alone(measure: dict[str, Any]) -> bool:
+    """Whether there is nothing to compare with, by the nature of the figure."""
+    return len(measure["samples"]) == 1 and not measure["skipped"] and not measure["failed"]
+
+
 def table(run: dict[str, Any]) -> str:
     """All figures, a block for each measure."""
     lines = [
@@ -76,7 +81,10 @@ def table(run: dict[str, Any]) -> str:
     for name, found in run["brokers"].items():
         if found["absent"]:
             lines.append(f"{name} is left out: {found['absent']}")
+    alone = [measure for measure in run["measures"].values() if _is_alone(measure)]
     for measure in run["measures"].values():
+        if measure in alone:
+            continue
         unit = f" ({measure['unit']})" if measure["unit"] else ""
         lines.append(f"\n{measure['text']}{unit}")
         head = f"  {'':24} {'median':>10}  {'min - max':23} {'n':>2} {'best':>7} {'Redis':>7}"
@@ -84,4 +92,10 @@ def table(run: dict[str, Any]) -> str:
         for label, middle, spread, count, best, redis in _lines(run, measure):
             line = f"  {label:24} {middle:>10}  {spread:23} {count:>2} {best:>7} {redis:>7}"
             lines.append(line.rstrip())
+    if alone:
+        lines.append("\nOf one broker alone")
+    for measure in alone:
+        ((label, middle, spread, count, *_),) = _lines(run, measure)
+        figure = f"{middle} {measure['unit']}".rstrip()
+        lines.append(f"  {measure['text']}: {figure} ({spread}, n {count}; {label})")
     return "\n".join(lines) + "\n"

@@ -10,11 +10,12 @@ from typing import Any
 
 from kombu import Consumer
 
+from tests.benchmarks.brokers import BROKERS
 from tests.benchmarks.crew import Crew, Port
 from tests.benchmarks.measures import Benchmark, Metric, Values, percentile
 from tests.benchmarks.messages import Sender
 from tests.benchmarks.sizes import Sizes
-from tests.benchmarks.spaces import BROKERS, Space
+from tests.benchmarks.spaces import Space
 
 __all__ = ("WAKE", "WAKE_LOADED", "WAKE_MANY")
 
