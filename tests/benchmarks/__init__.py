@@ -3,7 +3,7 @@
 ``python -m tests.benchmarks --help`` says what can be chosen. Nothing here asserts on time.
 
 Rooms: ``sizes``, ``spaces`` (a place of one's own on a broker), ``servers``, ``brokers``, ``crew``
-(processes that begin together), ``messages``, ``measures`` (what a benchmark is and yields), ``app``
-and ``workers`` (Celery); then one room per subject; ``suite``, ``rounds``, ``environment``,
-``summary``, ``plot``, ``command``, ``table``.
+(processes that begin together), ``messages``, ``measures`` (what a benchmark is and yields),
+``app`` and ``workers`` (Celery); then one room per subject; ``suite``, ``rounds``,
+``environment``, ``summary``, ``plot``, ``command``, ``table``.
 """

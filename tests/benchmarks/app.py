@@ -18,8 +18,9 @@ from tests.benchmarks.spaces import Space
 __all__ = ("STAMP", "STORED", "environment", "make_app")
 
 STORED = "tests.benchmarks.stored"
-#: What a task leaves behind when it runs: its kind, and the time on the clock all processes share.
-STAMP = struct.Struct("dd")
+#: What a task leaves behind when it runs: its kind, its process, and the time on the clock that all
+#: processes share.
+STAMP = struct.Struct("dqd")
 _VARIABLE = "BENCHMARK_SPACE"
 
 
@@ -39,7 +40,7 @@ class Stamps:
         if self._descriptor < 0:
             flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
             self._descriptor = os.open(self._path, flags, 0o600)
-        os.write(self._descriptor, STAMP.pack(kind, time.monotonic()))
+        os.write(self._descriptor, STAMP.pack(kind, os.getpid(), time.monotonic()))
 
 
 def environment(space: Space, **more: str) -> dict[str, str]:

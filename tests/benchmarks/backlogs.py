@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import psutil
@@ -15,7 +14,14 @@ from tests.benchmarks.measures import Benchmark, Metric, Values
 from tests.benchmarks.messages import fill
 from tests.benchmarks.sizes import Sizes
 from tests.benchmarks.spaces import Space
-from tests.benchmarks.workers import Workers, count_stamps, cpu_of_s, read_stamps, wait
+from tests.benchmarks.workers import (
+    Workers,
+    count_stamps,
+    cpu_of_s,
+    first_stamps,
+    read_stamps,
+    wait,
+)
 
 __all__ = ("CEILING", "PREFORK", "SOLO", "THREADS", "TWO_SOLO")
 
@@ -68,23 +74,18 @@ def run_solo(space: Space, sizes: Sizes) -> Values:
 
 
 def run_two_solo(space: Space, sizes: Sizes) -> Values:
-    """Two workers of one process each, already waiting when the tasks come.
-
-    A backlog would be gone before the second worker has started.
-    """
+    """Two workers of one process each on one backlog; counted while both are at work."""
+    sent = fill(space, sizes.shared_backlog, sizes.fill_seconds)
     with Workers(space) as workers:
         for _ in range(2):
             workers.start("-P", "solo")
-        warm = 0
-        deadline = time.monotonic() + 3.0
-        while warm < 20 or time.monotonic() < deadline:
-            warm += fill(space, 20, 1.0)
-            workers.wait_for_stamps(warm)
-            time.sleep(0.2)
-        skipped = len(read_stamps(space))
-        sent = fill(space, sizes.backlog, sizes.fill_seconds)
-        workers.wait_for_stamps(skipped + sent, sizes.work_seconds)
-    return {"rate": steady_rate(read_stamps(space)[skipped:])}
+        workers.wait_for_stamps(1)
+        workers.wait_for_stamps(sent, sizes.work_seconds)
+    first = first_stamps(space).values()
+    if len(first) < 2:
+        raise RuntimeError("one worker had done all before the other began")
+    stamps = [at for at in read_stamps(space) if at >= max(first)]
+    return {"rate": (len(stamps) - 1) / (stamps[-1] - stamps[0])}
 
 
 def _within_one_process(port: Port, space: Space, sizes: Sizes) -> Values:

@@ -13,6 +13,7 @@ from tests.benchmarks.summary import medians, number
 __all__ = ("draw",)
 
 _COLUMNS = 3
+_WIDE = 50
 
 
 def draw(run: dict[str, Any], path: Path) -> None:
@@ -25,7 +26,7 @@ def draw(run: dict[str, Any], path: Path) -> None:
     measures = [measure for measure in run["measures"].values() if measure["samples"]]
     rows = -(-len(measures) // _COLUMNS)
     figure = Figure(figsize=(6 * _COLUMNS, 0.6 + 2.6 * rows), layout="constrained")
-    axes = figure.subplots(rows, _COLUMNS, squeeze=False).flat
+    axes = list(figure.subplots(rows, _COLUMNS, squeeze=False).flat)
     for axis in axes:
         axis.set_visible(False)
     for axis, measure in zip(axes, measures, strict=False):
@@ -41,6 +42,8 @@ def draw(run: dict[str, Any], path: Path) -> None:
         bars = axis.barh([run["brokers"][name]["label"] for name in names], values, color=colours)
         axis.errorbar(values, range(len(names)), xerr=spread, fmt="none", ecolor="black")
         axis.bar_label(bars, [number(value) for value in values], padding=4, fontsize=7)
+        if min(values) > 0 and max(values) > _WIDE * min(values):
+            axis.set_xscale("log")  # the short bars would not be seen
         axis.invert_yaxis()
         axis.tick_params(labelsize=7)
         good = "more is better" if measure["higher"] else "less is better"

@@ -23,6 +23,7 @@ class Sizes:
     tasks: int = 4_000
     stored_tasks: int = 2_000
     work_seconds: float = 4.0
+    shared_backlog: int = 20_000
     fill_seconds: float = 1.5
     consume_seconds: float = 3.0
     #: Messages sent one by one to a consumer that sleeps.
@@ -56,6 +57,7 @@ QUICK = Sizes(
     tasks=60,
     stored_tasks=20,
     work_seconds=2.0,
+    shared_backlog=2_000,
     fill_seconds=0.3,
     pings=5,
     ping_seconds=1.0,

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,15 @@ import psutil
 from tests.benchmarks.app import STAMP, environment
 from tests.benchmarks.spaces import Space
 
-__all__ = ("Workers", "cpu_of_tree_s", "read_stamps", "wait")
+__all__ = (
+    "Workers",
+    "count_stamps",
+    "cpu_of_s",
+    "cpu_of_tree_s",
+    "first_stamps",
+    "read_stamps",
+    "wait",
+)
 
 ROOT = Path(__file__).parents[2]
 _TIMEOUT_S = 120.0
@@ -39,13 +47,26 @@ def wait(condition: Callable[[], Any], what: str, timeout_s: float = _TIMEOUT_S)
     return value
 
 
-def read_stamps(space: Space, kind: float | None = None) -> list[float]:
-    """When tasks ran, in order."""
+def _stamps(space: Space) -> Iterator[tuple[float, int, float]]:
+    """The kind, process and time of each task that ran."""
     try:
         data = Path(space.folder, "stamps").read_bytes()
     except FileNotFoundError:
-        return []
-    return sorted(at for found, at in STAMP.iter_unpack(data) if kind in (None, found))
+        data = b""
+    yield from STAMP.iter_unpack(data)
+
+
+def read_stamps(space: Space, kind: float | None = None) -> list[float]:
+    """When tasks ran, in order."""
+    return sorted(at for found, _, at in _stamps(space) if kind in (None, found))
+
+
+def first_stamps(space: Space) -> dict[int, float]:
+    """When each process ran its first task."""
+    first: dict[int, float] = {}
+    for _, pid, at in _stamps(space):
+        first[pid] = min(at, first.get(pid, at))
+    return first
 
 
 def count_stamps(space: Space) -> int:
