@@ -234,7 +234,8 @@ class ChordMixin:
                 chain, exc, traceback, store_result=store_result, state=state
             )
             return
-        for element in chain or ():  # Celery 5.6 does this inside mark_as_failure
+        elements = list(chain or ())  # Celery 5.6 does this inside mark_as_failure
+        for element in elements:
             context = Context(element)
             context.update(context.options)
             context.id = context.options.get("task_id")
@@ -243,6 +244,9 @@ class ChordMixin:
                 self.store_result(context.id, exc, state, traceback=traceback, request=context)
             if "chord" in context.options:
                 self.on_chord_part_return(context, state, exc)
+            body = (context.kwargs or {}).get("body")
+            if getattr(context, "subtask_type", None) == "chord" and body is not None:
+                elements.append(body)  # a chord's result is its body's
 
     def current_task_children(self, request: Any = None) -> list[Any] | None:
         """Return the tasks that a task has published, for its result's ``children``."""

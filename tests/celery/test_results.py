@@ -144,8 +144,8 @@ def test_states_are_as_celery_s_users_know_them(make_app: Callable[..., Any], ba
         store.mark_as_failure("done", *raised(KeyError("late")))
         store.store_result("done", None, states.STARTED)
         assert app.AsyncResult("done").state == "SUCCESS"
-        assert found["done"].exists()
-        assert not found["new"].exists()
+        assert found["done"].backend.task_result_exists(found["done"].id)
+        assert not found["new"].backend.task_result_exists(found["new"].id)
     finally:
         for name in names:
             app.AsyncResult(name).forget()
@@ -183,9 +183,9 @@ def test_an_ignored_result_is_not_kept(app: Any) -> None:
     """An error is, where the caller of ``mark_as_failure`` asks for it."""
     request = Context(id="a", ignore_result=True)
     app.backend.mark_as_done("a", 1, request=request)
-    assert not app.AsyncResult("a").exists()
+    assert not app.backend.task_result_exists("a")
     app.backend.mark_as_failure("a", ValueError(), request=request, store_result=False)
-    assert not app.AsyncResult("a").exists()
+    assert not app.backend.task_result_exists("a")
     app.backend.mark_as_failure("a", ValueError(), request=request)
     assert app.AsyncResult("a").state == "FAILURE"
 
@@ -276,12 +276,12 @@ def test_expired_results_leave_the_file(
             count: int = database.execute("SELECT count(*) FROM task_results")[0][0]
             return count
 
-        wait_until(lambda: not any(app.AsyncResult(name).exists() for name in "abc"))
+        wait_until(lambda: not any(app.backend.task_result_exists(name) for name in "abc"))
         assert stored() >= 2
         app.backend.cleanup()
         assert stored() == 0
         app.backend.mark_as_done("d", 1)
-        wait_until(lambda: not app.AsyncResult("d").exists())
+        wait_until(lambda: not app.backend.task_result_exists("d"))
         app.backend._clean_at = 0.0
         app.backend.mark_as_done("e", 1)
         assert stored() <= 1
