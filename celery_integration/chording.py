@@ -19,7 +19,7 @@ from celery.result import GroupResult, allow_join_result, result_from_tuple
 from celery.utils.log import get_logger
 from kombu.utils.uuid import uuid
 
-from kombu_sqlite import Store
+from kombu_sqlite import QueueBusyError, QueueDiskError, Store
 
 __all__ = ("ChordMixin", "Part")
 
@@ -34,6 +34,12 @@ class Part(NamedTuple):
     position: int | None
     part: str | bytes
     body: str | bytes
+
+
+def _is_passing(exc: BaseException | None) -> bool:
+    """Return whether the file was locked or the disk full; Kombu wraps what a publish raises."""
+    passing = (QueueBusyError, QueueDiskError)
+    return exc is not None and (isinstance(exc, passing) or isinstance(exc.__cause__, passing))
 
 
 class ChordMixin:
@@ -128,6 +134,9 @@ class ChordMixin:
                 if mine:
                     callback.delay(results)
         except Exception as exc:
+            if _is_passing(exc):  # nothing was written, the mark stands: any worker finds it
+                logger.warning("The body of chord %s waits for the file: %s", group_id, exc)
+                return
             logger.exception("The body of chord %s could not be published", group_id)
             self._fail_chord(group_id, callback, ChordError(f"Callback error: {exc!r}"))
 

@@ -70,7 +70,7 @@ def _judge_end(evidence: Evidence, row: Row) -> Iterator[str]:
     elif row.identity in evidence.cancelled:
         yield f"cancelled, it was told, but not so: {row}"
     elif row.type == EARLY and row.status == "failed":
-        if not str(row.error).startswith("worker lost"):
+        if not str(row.error).startswith(("worker lost", "WorkerLostError")):
             yield f"failed, though its worker was not lost: {row}"
     elif row.status != "completed":
         yield f"not completed: {row}"
