@@ -72,9 +72,16 @@ class SQLiteBackend(WaitingMixin, ChordMixin, Backend):
 
     @property
     def store(self) -> Store:
-        """The file, opened at the first use; the broker's own object where that is the same."""
+        """The file, opened at the first use; the broker's own object where that is the same.
+
+        A transaction keeps its object to the end: another one's writes would wait for it.
+        """
         store = self._store
-        if store is None or store.retired or self._pid != os.getpid():
+        if (
+            store is None
+            or self._pid != os.getpid()
+            or (store.retired and not store.deliveries.in_transaction())
+        ):
             self._pid = os.getpid()
             store = self._store = open_store(self._options())
         return store
