@@ -21,6 +21,7 @@ from .stories import tell
 __all__ = ("Deliveries", "end_values")
 
 _END = statement("end_delivery")
+_OPEN = frozenset({"queued", "processing"})
 _REQUEUING = frozenset({"requeue", "release", "died"})
 
 
@@ -143,11 +144,12 @@ class Deliveries:
     def continuing(self, tag: DeliveryTag, reason: str) -> Iterator[bool]:
         """Tell a row why it runs again, together with what the block writes.
 
-        Yields whether the next run has not begun yet; otherwise the block must write nothing.
+        Yields whether the next run has not begun yet, nor been cancelled; otherwise the block must
+        write nothing.
         """
         with self._database.transaction() as handle:
             row = handle.one(statement("get_delivery_state"), {"id": tag.row_id})
-            mine = row is not None and row[0] == tag.delivery_no
+            mine = row is not None and row[0] == tag.delivery_no and row[1] in _OPEN
             if mine:
                 tell(handle, self._database.options.task_log, tag.row_id, "info", reason)
             yield mine
