@@ -51,6 +51,12 @@ class Part(NamedTuple):
     body: str | bytes
 
 
+def _is_passing(exc: BaseException | None) -> bool:
+    """Return whether the file was locked or the disk full; Kombu wraps what a publish raises."""
+    passing = (QueueBusyError, QueueDiskError)
+    return exc is not None and (isinstance(exc, passing) or isinstance(exc.__cause__, passing))
+
+
 class ChordMixin:
     """The part of the backend that counts chords."""
 
@@ -156,6 +162,9 @@ class ChordMixin:
         except (QueueBusyError, QueueDiskError) as exc:
             logger.warning("The body of chord %s waits for the file: %s", group_id, exc)
         except Exception as exc:
+            if _is_passing(exc):  # nothing was written, the mark stands: any worker finds it
+                logger.warning("The body of chord %s waits for the file: %s", group_id, exc)
+                return
             logger.exception("The body of chord %s could not be published", group_id)
             self._fail_chord(group_id, callback, ChordError(f"Callback error: {exc!r}"))
 

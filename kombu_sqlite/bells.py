@@ -14,6 +14,7 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import select
 import socket
 import struct
 import zlib
@@ -25,7 +26,14 @@ from .location import open_side_file
 from .log import logger
 from .native import lock
 
-__all__ = ("FIRST_CONSUMER_BELL", "FIRST_WAITER_BELL", "UPKEEP_BELL", "Bell", "BellBoard")
+__all__ = (
+    "FIRST_CONSUMER_BELL",
+    "FIRST_WAITER_BELL",
+    "UPKEEP_BELL",
+    "Bell",
+    "BellBoard",
+    "wait_readable",
+)
 
 #: The bell of whichever process is elected for upkeep; consumers' bells follow.
 UPKEEP_BELL = 0
@@ -294,3 +302,14 @@ class Bell:
                 self.wake()
             with suppress(FileNotFoundError):
                 os.unlink(self._path)
+
+
+def wait_readable(fds: list[int], timeout_s: float) -> list[int]:
+    """Wait in whatever way ``select`` is patched to; return which of ``fds`` are readable."""
+    make_poll = getattr(select, "poll", None)
+    if make_poll is None:
+        return list(select.select(fds, [], [], timeout_s)[0])
+    poller = make_poll()
+    for fd in fds:
+        poller.register(fd, select.POLLIN)
+    return [fd for fd, _ in poller.poll(max(0, int(timeout_s * 1000)))]

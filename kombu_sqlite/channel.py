@@ -19,6 +19,7 @@ from .depths import QueueDepth, read_depths
 from .envelope import encode
 from .errors import LeaseLost
 from .models import DeliveryTag, Envelope, Settlement
+from .store import open_store
 
 if TYPE_CHECKING:
     from .transport import Transport
@@ -73,10 +74,23 @@ class Channel(ConsumingChannel):
 
     def publish_encoded(self, messages: list[tuple[str, str, Envelope]]) -> None:
         """Publish rows in one transaction."""
+        self._renew_store()
         try:
             self.store.publish(messages)
         except KeyError as exc:
             raise self._not_found("exchange", exc.args[0], "basic_publish") from exc
+
+    def _renew_store(self) -> None:
+        """Publish through the process's present object for the file once the session was lost.
+
+        Two objects have two SQLite connections: in a transaction of the present one a publish
+        through the other would wait for itself.
+        """
+        store, transport = self.store, self.connection
+        if not store.retired or store.database.replaced or transport is None:
+            return
+        if not any(each.bell is not None or each.qos.holds_any for each in transport.channels):
+            transport.adopt(open_store(store.options))
 
     def create_publish_batch(self, max_size: int) -> PublishBatch:
         """Return what ``Producer.batch()`` collects messages in."""

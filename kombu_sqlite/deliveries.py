@@ -24,6 +24,7 @@ __all__ = ("Deliveries", "Start", "end_values")
 Start = tuple[DeliveryTag, bool]
 
 _END = statement("end_delivery")
+_OPEN = frozenset({"queued", "processing"})
 _REQUEUING = frozenset({"requeue", "release", "died"})
 
 
@@ -153,9 +154,7 @@ class Deliveries:
         with self._database.transaction() as handle:
             tell(handle, self._database.options.task_log, tag.row_id, "info", reason)
             row = handle.one(statement("get_delivery_state"), {"id": tag.row_id})
-            yield (
-                row is not None and row[0] == tag.delivery_no and row[1] in ("queued", "processing")
-            )
+            yield (row is not None and row[0] == tag.delivery_no and row[1] in _OPEN)
 
     def is_running(self, tag: DeliveryTag) -> bool:
         """Return whether a delivery is still its holder's and has not ended."""

@@ -37,6 +37,8 @@ class QueueFile:
     @property
     def _store(self) -> Store:
         store = self._opened
+        if store is not None and store.retired and store.deliveries.in_transaction():
+            return store  # to its end; another one's writes would wait for it
         if store is None or store.retired:
             self.close()
             store = self._opened = open_store(self._options)

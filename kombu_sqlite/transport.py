@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import os
-import select
 import time
 import weakref
 from array import array
@@ -16,7 +15,8 @@ from typing import Any
 import apsw
 from kombu.transport import base, virtual
 
-from .bells import Bell
+from . import native
+from .bells import Bell, wait_readable
 from .channel import Channel as _Channel
 from .consuming import DAMP_S
 from .errors import (
@@ -134,6 +134,15 @@ class Transport(virtual.Transport):
             _served.add(store)
         return store
 
+    def adopt(self, store: Store) -> None:
+        """Use another object for the same file from now on."""
+        old, self._store = self._store, store
+        _served.add(store)
+        for channel in self.channels:
+            channel.store = store
+        if old is not None:  # its close may wait for the write lock, which this thread may have
+            native.Thread(old.release, "kombu-sqlite-release").start()
+
     def establish_connection(self) -> Transport:
         """Open the file, creating or migrating it, and return this object.
 
@@ -243,7 +252,7 @@ class Transport(virtual.Transport):
         if not bells:
             time.sleep(timeout_s)
             return
-        for fd in _wait_readable(list(bells), timeout_s):
+        for fd in wait_readable(list(bells), timeout_s):
             bells[fd].expect()
         for channel in bells.values():
             if channel.bell is not None:
@@ -315,17 +324,6 @@ class Transport(virtual.Transport):
         for channel in list(self.channels):
             if channel.bell is not None and channel.look():
                 channel.bell.ring_self()
-
-
-def _wait_readable(fds: list[int], timeout_s: float) -> list[int]:
-    """Wait in whatever way ``select`` is patched to; return which of ``fds`` are readable."""
-    make_poll = getattr(select, "poll", None)
-    if make_poll is None:
-        return list(select.select(fds, [], [], timeout_s)[0])
-    poller = make_poll()
-    for fd in fds:
-        poller.register(fd, select.POLLIN)
-    return [fd for fd, _ in poller.poll(max(0, int(timeout_s * 1000)))]
 
 
 _open_transports: weakref.WeakSet[Transport] = weakref.WeakSet()

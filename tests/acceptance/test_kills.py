@@ -18,7 +18,7 @@ from .kill.play import run
 from .kill.scenery import Life, Scenery
 from .kill.verdict import judge
 
-SMALL_CAST = {"produce": 1, "call": 1, "consume": 2, "work": 1, "beat": 1, "read": 1}
+SMALL_CAST = {"produce": 1, "call": 1, "cancel": 1, "consume": 2, "work": 1, "beat": 1, "read": 1}
 
 
 def test_random_kills_and_stops_break_no_promise(tmp_path: Path) -> None:
@@ -66,6 +66,8 @@ def test_a_good_run_has_a_good_verdict(evidence: Evidence) -> None:
         (lambda e: e.rows.pop("m"), "lost: m"),
         (lambda e: e.tried.discard("m"), "nobody has published"),
         (lambda e: e.rows.update(m=e.rows["m"]._replace(status="failed")), "not completed"),
+        (lambda e: e.rows.update(t=e.rows["t"]._replace(status="cancelled")), "by nobody"),
+        (lambda e: e.cancelled.add("t"), "but not so"),
         (lambda e: e.begun["m"].clear(), "nobody noted its execution"),
         (lambda e: e.begun["m"].append(e.begun["m"][0]), "executed 2 times"),
         (lambda e: e.acked["m"].append("1.2"), "two deliveries ended m"),

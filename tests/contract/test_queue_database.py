@@ -52,6 +52,19 @@ def test_opening_a_file_to_read_it_writes_nothing(database: QueueDatabase) -> No
     assert version() == before
 
 
+def test_a_transaction_outlives_the_loss_of_the_session(database: QueueDatabase) -> None:
+    """All of it is committed, through one connection; the next claim is under a new name."""
+    store = database._store
+    worker = store.session().worker_id
+    with database.transaction():
+        database.enqueue("a")
+        store.session().give_up()
+        database.enqueue("b")
+        assert database._store is store
+    assert [delivery.type for delivery in database.claim(limit=2)] == ["a", "b"]
+    assert database.get(1).locked_by != worker
+
+
 def test_a_failed_task_says_why_and_can_be_retried(database: QueueDatabase) -> None:
     """Its row is the same."""
     task = database.enqueue("t")

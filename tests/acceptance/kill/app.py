@@ -70,6 +70,12 @@ def flaky(self: Any, tries: int) -> list[Any]:
     return found
 
 
+@task(name="killed.delayed")
+def delayed(self: Any) -> list[Any]:
+    """Is published with a countdown."""
+    return run(self, 0.0)
+
+
 @task(name="killed.early", acks_late=False)
 def early(self: Any, seconds: float) -> list[Any]:
     """Run at most once: what kills it leaves a failure."""

@@ -74,6 +74,9 @@ class Evidence:
     acked: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     refused: list[tuple[str, str]] = field(default_factory=list)
     requeued: set[str] = field(default_factory=set)
+    #: Whom somebody began to cancel, and whom somebody was told to have cancelled.
+    cancelling: set[str] = field(default_factory=set)
+    cancelled: set[str] = field(default_factory=set)
     unequal: list[str] = field(default_factory=list)
     reads: int = 0
     lost_sessions: int = 0
@@ -130,8 +133,15 @@ def _read_ledgers(evidence: Evidence, folder: str) -> None:
             evidence.refused.append((rest[0], rest[1]))
         elif word == "unequal":
             evidence.unequal.append(" ".join(rest))
-        elif word in ("try", "sent", "requeued"):
-            names = {"try": evidence.tried, "sent": evidence.sent, "requeued": evidence.requeued}
+        elif word == "cancelled" and rest[1] == "cancelled":
+            evidence.cancelled.add(rest[0])
+        names = {
+            "try": evidence.tried,
+            "sent": evidence.sent,
+            "requeued": evidence.requeued,
+            "cancelling": evidence.cancelling,
+        }
+        if word in names:
             names[word].add(rest[-1])
         evidence.reads += word == "read"
         evidence.lost_sessions += word == "lost-session"

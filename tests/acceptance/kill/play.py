@@ -10,10 +10,10 @@ from kombu_sqlite import QueueDatabase
 
 from .evidence import Evidence, collect
 from .scenery import Scenery
-from .verdict import judge, repeats_of
+from .verdict import BY_BROKER, judge, repeats_of
 
 #: How many processes have each role.
-CAST = {"produce": 2, "call": 1, "consume": 2, "work": 2, "beat": 1, "read": 1}
+CAST = {"produce": 2, "call": 1, "cancel": 1, "consume": 2, "work": 2, "beat": 1, "read": 1}
 _DRAIN_WITHIN_S = 120.0
 #: What is open: a chord whose body is still to be published as well.
 OPEN = """
@@ -35,7 +35,11 @@ class Summary:
         found, sent = self.evidence, self.scenery.sent
         rows = found.rows.values()
         executed = sum(bool(found.begun[row.identity]) for row in rows)
-        lost = len(found.sent - {row.identity for row in rows if found.begun[row.identity]})
+        cancelled = sum(row.status == "cancelled" for row in rows)
+        ended = {
+            row.identity for row in rows if found.begun[row.identity] or row.status in BY_BROKER
+        }
+        lost = len(found.sent - ended)
         tasks = sum(row.type != "message" for row in rows)
         failed = sum(row.status == "failed" for row in rows)
         deaths = sum(row.deaths for row in rows)
@@ -52,7 +56,7 @@ class Summary:
             f"signals: {', '.join(f'SIG{way} {times}' for way, times in sorted(sent.items()))}",
             f"processes: {len(self.scenery.lives)} started, {self.orphans} orphans in the end",
             f"messages: {len(rows)}, of them Celery tasks {tasks}",
-            f"acknowledged early and lost with their worker: {failed}",
+            f"acknowledged early and lost with their worker: {failed}; cancelled: {cancelled}",
             f"publishes returned {len(found.sent)}, executed {executed}, lost {lost}",
             f"executions repeated: {repeated}, by {len(repeats)} killed or stopped processes",
             f"deaths counted: {deaths}; put back on purpose: {len(found.requeued)}",
@@ -97,7 +101,7 @@ def _play(scenery: Scenery, kills: int, messages: int, every_s: float) -> None:
         scenery.strike()
     with QueueDatabase(scenery.url) as database:
         scenery.wait(lambda: database.stats().total_tasks >= messages, 3600)
-        scenery.close("produce", "call", "beat")
+        scenery.close("produce", "call", "cancel", "beat")
         drained = scenery.wait(lambda: database.execute(OPEN)[0][0] == 0, _DRAIN_WITHIN_S)
         if not drained:
             scenery.faults.append(f"not drained in {_DRAIN_WITHIN_S:g} s: {database.stats()}")

@@ -1,7 +1,7 @@
 """The plain processes of the harness: ``python -m tests.acceptance.kill.roles ROLE``.
 
 Producers note ``try`` before and ``sent`` after a publish; consumers ``begin``, then ``acked``,
-``requeued`` or ``refused`` once the file has said so.
+``requeued`` or ``refused`` once the file has said so; who cancels, what came of it.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 from celery import chord
 from kombu import Connection, Consumer, Exchange, Queue
 
+from celery_integration import control
 from kombu_sqlite import LeaseLost, QueueDatabase, SessionLost
 
 from .ledger import Ledger
@@ -123,7 +124,7 @@ def call(role: Role) -> None:
         elif kind < 0.2:
             one(lambda: tasks.flaky.s(role.random.randrange(2, 4)))
         elif kind < 0.3:
-            one(lambda: tasks.work.s(), countdown=role.random.random())
+            one(lambda: tasks.delayed.s(), countdown=role.random.random())
         elif kind < 0.4:
             one(lambda: tasks.early.s(role.random.random() * 0.1))
         else:
@@ -175,7 +176,21 @@ def read(role: Role) -> None:
             role.pause(0.5)
 
 
-ROLES = {"produce": produce, "call": call, "consume": consume, "read": read}
+def cancel(role: Role) -> None:
+    """Cancel tasks that wait, for their time, a retry or a worker; note what came of it."""
+    from . import app as tasks
+
+    with QueueDatabase(role.url) as database:
+        while not role.ended:
+            kind = role.random.choice(["killed.delayed", "killed.flaky", "killed.early"])
+            for row in database.list(status="queued", type=kind, limit=1):
+                role.ledger.note("cancelling", row.task_id)
+                outcome = control.cancel(tasks.app, row.id)
+                role.ledger.note("cancelled", row.task_id, outcome.status)
+            role.pause(0.3)
+
+
+ROLES = {"produce": produce, "call": call, "consume": consume, "read": read, "cancel": cancel}
 
 
 if __name__ == "__main__":

@@ -85,7 +85,8 @@ WAYS = {
     ("work", "KILL main"): 3,
     ("work", "KILL child"): 4,
     ("beat", "KILL"): 1,
-    ("read", "KILL"): 2,
+    ("read", "KILL"): 1,
+    ("cancel", "KILL"): 1,
     ("consume", "TERM"): 2,
     ("produce", "TERM"): 1,
     ("work", "TERM"): 2,
@@ -203,6 +204,8 @@ class Scenery:
             expected.add(-signal.SIGTERM)
         if life.signals["KILL"] or life.signals["KILL main"]:
             expected.add(-signal.SIGKILL)
+        if life.signals["KILL child"] and time.monotonic() < life.started_at + _HANDLES_AFTER_S:
+            expected.add(1)  # Celery's pool gives up when a process dies while it starts
         if life.process.returncode not in expected:
             self.faults.append(f"{life.name} ended by itself with {life.process.returncode}")
 

@@ -13,6 +13,12 @@ from .scenery import CONCURRENCY, Life
 LOG_LIMIT = 64 * 2**20
 #: The tasks that are acknowledged before they begin.
 EARLY = "killed.early"
+ENDED = ("completed", "failed", "cancelled")
+#: Ends that the broker makes, and the results they owe.
+BY_BROKER = {
+    "failed": ("FAILURE", "WorkerLostError"),
+    "cancelled": ("REVOKED", "TaskRevokedError"),
+}
 #: Messages one consumer may hold: what it was given by one claim comes to the prefetch count.
 HELD = {"consume": 16, "work": CONCURRENCY}
 #: What may end a traceback: a session that was silent too long, a pool's process that was killed,
@@ -54,13 +60,22 @@ def _judge_rows(evidence: Evidence) -> Iterator[str]:
     for identity in sorted(set(evidence.rows) - evidence.tried):
         yield f"nobody has published {evidence.rows[identity]}"
     for row in (*evidence.rows.values(), *evidence.unknown):
-        if row.type == EARLY and row.status == "failed":
-            if not str(row.error).startswith("worker lost"):
-                yield f"failed, though its worker was not lost: {row}"
-        elif row.status != "completed":
-            yield f"not completed: {row}"
-        elif row.tag not in {begin.tag for begin in evidence.begun[row.identity]}:
-            yield f"completed, yet nobody noted its execution: {row}"
+        yield from _judge_end(evidence, row)
+
+
+def _judge_end(evidence: Evidence, row: Row) -> Iterator[str]:
+    if row.status == "cancelled":
+        if row.identity not in evidence.cancelling:
+            yield f"cancelled by nobody: {row}"
+    elif row.identity in evidence.cancelled:
+        yield f"cancelled, it was told, but not so: {row}"
+    elif row.type == EARLY and row.status == "failed":
+        if not str(row.error).startswith(("worker lost", "WorkerLostError")):
+            yield f"failed, though its worker was not lost: {row}"
+    elif row.status != "completed":
+        yield f"not completed: {row}"
+    elif row.tag not in {begin.tag for begin in evidence.begun[row.identity]}:
+        yield f"completed, yet nobody noted its execution: {row}"
 
 
 def _judge_deliveries(evidence: Evidence, row: Row, begun: list[Begin]) -> Iterator[str]:
@@ -122,8 +137,8 @@ def _judge_results(evidence: Evidence) -> Iterator[str]:
         if row.type == "message":
             continue
         state, value = evidence.results.get(row.identity, ("nothing", None))
-        if row.status == "failed":
-            if state != "FAILURE" or value["exc_type"] != "WorkerLostError":
+        if row.status in BY_BROKER:
+            if (state, (value or {}).get("exc_type")) != BY_BROKER[row.status]:
                 yield f"the result is {state} {value}, the row {row}"
         elif state != "SUCCESS" or value[:2] != [row.identity, row.tag]:
             yield f"the result is {state} {value}, the row {row}"
@@ -139,11 +154,12 @@ def _judge_counts(evidence: Evidence) -> Iterator[str]:
         if rows != counted:
             yield f"{rows} rows are {status}, counted {counted}"
     stats, total = evidence.stats, sum(rows for _, rows, _ in evidence.counts)
-    failed = sum(row.status == "failed" for row in evidence.rows.values())
-    if not stats.total_tasks == total == stats.completed_tasks + failed:
-        yield f"{total} rows, {failed} of them failed, the others completed: {stats}"
+    states = Counter(row.status for row in evidence.rows.values())
+    ended = stats.completed_tasks + states["failed"] + states["cancelled"]
+    if not stats.total_tasks == total == ended:
+        yield f"{total} rows, among those in the ledgers {dict(states)}: {stats}"
     by_queue = evidence.statistics.depth_by_queue.values()
-    if sum(depth["completed"] + depth["failed"] for depth in by_queue) != total:
+    if sum(depth[state] for depth in by_queue for state in ENDED) != total:
         yield f"{total} rows: {evidence.statistics.depth_by_queue}"
     known = sum(row.type == "message" for row in evidence.rows.values())
     by_type = evidence.statistics.depth_by_type.get("message", {}).get("completed", 0)
