@@ -22,11 +22,13 @@ BY_BROKER = {
 #: Messages one consumer may hold: what it was given by one claim comes to the prefetch count.
 HELD = {"consume": 16, "work": CONCURRENCY}
 #: What may end a traceback: a session that was silent too long, a pool's process that was killed,
-#: a delivery that a newer one has superseded. Billiard's wrapper has the real one within.
+#: a delivery that a newer one has superseded. Billiard's wrapper has the real one
+#: within; Celery's warm shutdown is an exception, shown beside one that comes while it lasts.
 EXPECTED = re.compile(
     r"billiard\.einfo\.ExceptionWithTraceback"
     r"|(kombu_sqlite\.errors\.)?(SessionLost|LeaseLost)\b"
     r"|billiard\.exceptions\.WorkerLostError\b"
+    r"|celery\.exceptions\.WorkerShutdown\b"
 )
 
 
