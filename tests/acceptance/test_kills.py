@@ -41,7 +41,7 @@ def evidence(tmp_path: Path) -> Evidence:
         for delivery in database.claim(limit=2):
             database.complete(delivery)
         meta = '{"result": ["t", "2.1"]}'
-        database._store.results.store("t", "SUCCESS", meta, ready=True, expires_s=None)
+        database._store.results.store("t", "SUCCESS", meta, expires_s=None)
     ledger = Ledger(scenery.ledgers, "consume0-0")
     for words in ("try m", "sent m", "try t", "sent t", "begin m 1.1 0", "acked m 1.1"):
         ledger.note(*words.split())

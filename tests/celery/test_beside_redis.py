@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from celery import Celery, chord, group
 
-BROKER = "redis://localhost:6379/13"
+DATABASES = [f"redis://localhost:6379/{number}" for number in range(13, 8, -1)]
 HERE = Path(__file__).parent
 
 
@@ -20,20 +20,21 @@ HERE = Path(__file__).parent
 def app(tmp_path: Path) -> Iterator[Any]:
     """An app of its own, with a worker that runs the tasks of ``results_app``."""
     redis = pytest.importorskip("redis")
-    server = redis.Redis.from_url(BROKER)
     try:
-        if server.dbsize():
-            pytest.skip("database 13 of the local Redis server is somebody's")
+        empty = [url for url in DATABASES if not redis.Redis.from_url(url).dbsize()]
     except redis.ConnectionError:
         pytest.skip("no Redis server on this machine")
+    assert empty, f"none of {DATABASES} is empty; what is there may be somebody's"
+    broker = empty[0]
+    server = redis.Redis.from_url(broker)
     results = f"sqlite:///{tmp_path}/results.db"
-    app = Celery("producer", broker=BROKER, backend=results, set_as_current=False)
+    app = Celery("producer", broker=broker, backend=results, set_as_current=False)
     log = (tmp_path / "w.log").open("w")
     worker = subprocess.Popen(
         [sys.executable, "-m", "celery", "-A", "results_app", "worker", "-c", "2", "-l", "info"],
         env={
             **os.environ,
-            "TEST_BROKER": BROKER,
+            "TEST_BROKER": broker,
             "TEST_RESULTS": results,
             "TEST_LEDGER": str(tmp_path / "ledger"),
             "PYTHONPATH": os.pathsep.join([str(HERE), *filter(None, sys.path)]),
