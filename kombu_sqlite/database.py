@@ -160,6 +160,7 @@ class Database:
             connection.close(True)
             raise
         handle.connection = connection
+        handle.opened += 1
         handle.cursor = connection.cursor()
         handle.check_at = time.monotonic() + IDENTITY_INTERVAL_S
         if first:

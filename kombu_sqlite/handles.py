@@ -53,6 +53,7 @@ class Handle:
         self.ident = native.get_ident()
         self.connection: apsw.Connection | None = None
         self.cursor: apsw.Cursor
+        self.opened = 0  # how often; what one connection has counted another begins anew
         self.depth = 0
         self.after_commit: list[Callable[[], None]] = []
         self.check_at = 0.0

@@ -72,7 +72,7 @@ class Upkeep:
         self._silent_s = 0.0
         self._done: dict[str, tuple[float, int]] = {}  # duty -> when, and at which change
         self._changes = 0
-        self._data_version = -1
+        self._data_version = (0, -1)  # of which of this thread's connections
         self._next_due_s: float | None = None
         self._log_grows = False
         self._log_mark = LogMark(database.path)
@@ -130,7 +130,7 @@ class Upkeep:
         watcher = ForeignWatcher(self._database.path)
         try:
             self._done.clear()
-            self._data_version = -1
+            self._data_version = (0, -1)
             while not self._closed:
                 if bell is not None:
                     self._board.beat_upkeep()
@@ -236,7 +236,7 @@ class Upkeep:
         if not self._log_mark.moved():
             return False
         with self._database.reading() as handle:
-            version = handle.one(statement("data_version"))[0]
+            version = (handle.opened, handle.one(statement("data_version"))[0])
         changed = bool(version != self._data_version)
         self._data_version = version
         return changed
