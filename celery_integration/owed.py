@@ -29,7 +29,7 @@ __all__ = ("Payer", "pay")
 
 logger = get_logger(__name__)
 
-_INTERVAL_S = 0.5
+_INTERVAL_S = 0.8
 _BATCH = 100
 
 #: A result that could not be stored is tried again after this long, one of a task that this

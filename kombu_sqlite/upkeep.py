@@ -37,7 +37,7 @@ _OWNERS_INTERVAL_S = 0.4
 #: How often to look for what nobody announced. Where the log is watched this only covers lost
 #: events, and fewer wake-ups halve an idle worker's share of the processor.
 _NET_S = 0.1
-_WATCHED_NET_S = 0.25
+_WATCHED_NET_S = 0.4
 _CHECKPOINT_INTERVAL_S = 1.0
 _FAST_CHECKPOINT_INTERVAL_S = 0.1
 _HOUSEKEEPING_INTERVAL_S = 1.0
