@@ -19,7 +19,15 @@ from kombu_sqlite import DuplicateTask
 
 __all__ = ("batch", "batch_groups", "extend_send_task")
 
-_batches = threading.local()
+
+class _Batches(threading.local):
+    """The producers that collect what this thread sends, by the app that it is sent for."""
+
+    def __init__(self) -> None:
+        self.producers: dict[int, Any] = {}  # by id: apps live longer than blocks
+
+
+_batches = _Batches()
 
 #: A task that carries one of these is more than itself: a duplicate must end by its own id.
 _CANVAS = ("link", "link_error", "chain", "chord", "group_id", "task_id")
@@ -35,7 +43,7 @@ def _extended(app: Any, send_task: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(send_task)
     def extended(name: str, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
         _make_aware(app, options)
-        batched = getattr(_batches, "producer", None)
+        batched = _batches.producers.get(id(app))
         if batched is not None and options.get("producer") is None:
             options["producer"] = batched
         key, scope = _key_for(app, name, args, kwargs, options)
@@ -60,7 +68,7 @@ def _extended(app: Any, send_task: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextmanager
 def batch(app: Any, max_size: int = 64) -> Iterator[Any]:
-    """Publish the tasks that this thread sends in the block in few transactions.
+    """Publish the app's tasks that this thread sends in the block in few transactions.
 
     Each transaction is whole or not at all: at every ``max_size`` tasks, and at the block's end. An
     exception in the block drops what has not been written by then. A task is not in the file before
@@ -73,16 +81,17 @@ def batch(app: Any, max_size: int = 64) -> Iterator[Any]:
     Raises:
         QueueBusyError, QueueDiskError: at the end; the last transaction was not written.
     """
-    outer = getattr(_batches, "producer", None)
+    outer = _batches.producers.get(id(app))
     with app.producer_or_acquire(outer) as producer:
         # Kombu 5.6 has no batches: there each task is published at once
         collecting = producer.batch(max_size) if hasattr(producer, "batch") else nullcontext()
         with collecting:
-            _batches.producer = producer
+            _batches.producers[id(app)] = producer
             try:
                 yield producer
             finally:
-                _batches.producer = outer
+                if outer is None:
+                    del _batches.producers[id(app)]
 
 
 def batch_groups() -> None:

@@ -51,24 +51,26 @@ SELECT CAST(locked_by AS BLOB) FROM owner WHERE locked_by IS NOT NULL;
 
 -- name: lose_leased_of
 -- Fails what a worker that is gone was running after it had acknowledged it: it is not run again.
+-- The delivery number goes on, here and where messages are exhausted: a worker that was only
+-- stopped must find its tag superseded, or its late failure would count as this end.
 UPDATE task_queue SET
-    status = 'failed', deaths = deaths + 1, finished_at_utc = :now, updated_at_utc = :now,
+    status = 'failed', deaths = deaths + 1, delivery_no = delivery_no + 1, finished_at_utc = :now, updated_at_utc = :now,
     lease_until_utc = NULL, outcome_pending = 1,
     error_message = 'worker lost: ' || locked_by || ' ended while it ran the task'
 WHERE status = 'processing' AND locked_by = :worker
   AND processing_started_utc IS NOT NULL AND acked_early = 1
-RETURNING id, CAST(queue AS BLOB), CAST(task_id AS BLOB), delivery_no;
+RETURNING id, CAST(queue AS BLOB), CAST(task_id AS BLOB), delivery_no - 1;
 
 -- name: exhaust_leased_of
 -- Fails the started messages of a dead worker that have died too often.
 UPDATE task_queue SET
-    status = 'failed', deaths = deaths + 1, finished_at_utc = :now, updated_at_utc = :now,
+    status = 'failed', deaths = deaths + 1, delivery_no = delivery_no + 1, finished_at_utc = :now, updated_at_utc = :now,
     lease_until_utc = NULL, outcome_pending = 1,
     error_message = 'delivery attempts exhausted: ' || (deaths + 1) || ' of '
                     || max_attempts || ' executions died'
 WHERE status = 'processing' AND locked_by = :worker
   AND processing_started_utc IS NOT NULL AND deaths + 1 >= max_attempts
-RETURNING id, CAST(queue AS BLOB), CAST(task_id AS BLOB), delivery_no;
+RETURNING id, CAST(queue AS BLOB), CAST(task_id AS BLOB), delivery_no - 1;
 
 -- name: requeue_leased_of
 -- Queues the messages of a dead worker again; a death counts only where execution had begun.
@@ -97,19 +99,19 @@ WHERE status = 'processing' AND locked_by IS NULL LIMIT 1;
 -- name: lose_unowned
 -- As lose_leased_of, for started messages without a known owner whose lease is over.
 UPDATE task_queue SET
-    status = 'failed', deaths = deaths + 1, finished_at_utc = :now, updated_at_utc = :now,
+    status = 'failed', deaths = deaths + 1, delivery_no = delivery_no + 1, finished_at_utc = :now, updated_at_utc = :now,
     lease_until_utc = NULL, outcome_pending = 1,
     error_message = 'worker lost: its lease ran out while it ran the task'
 WHERE status = 'processing' AND (lease_until_utc IS NULL OR lease_until_utc < :now)
   AND (locked_by IS NULL OR locked_by NOT IN (SELECT worker_id FROM workers
                                               WHERE lock_byte IS NOT NULL))
   AND processing_started_utc IS NOT NULL AND acked_early = 1
-RETURNING id, CAST(queue AS BLOB), CAST(task_id AS BLOB), delivery_no;
+RETURNING id, CAST(queue AS BLOB), CAST(task_id AS BLOB), delivery_no - 1;
 
 -- name: exhaust_unowned
 -- Fails started messages without a known owner whose lease is over and that died too often.
 UPDATE task_queue SET
-    status = 'failed', deaths = deaths + 1, finished_at_utc = :now, updated_at_utc = :now,
+    status = 'failed', deaths = deaths + 1, delivery_no = delivery_no + 1, finished_at_utc = :now, updated_at_utc = :now,
     lease_until_utc = NULL, outcome_pending = 1,
     error_message = 'delivery attempts exhausted: ' || (deaths + 1) || ' of '
                     || max_attempts || ' executions died'
@@ -117,7 +119,7 @@ WHERE status = 'processing' AND (lease_until_utc IS NULL OR lease_until_utc < :n
   AND (locked_by IS NULL OR locked_by NOT IN (SELECT worker_id FROM workers
                                               WHERE lock_byte IS NOT NULL))
   AND processing_started_utc IS NOT NULL AND deaths + 1 >= max_attempts
-RETURNING id, CAST(queue AS BLOB), CAST(task_id AS BLOB), delivery_no;
+RETURNING id, CAST(queue AS BLOB), CAST(task_id AS BLOB), delivery_no - 1;
 
 -- name: requeue_unowned
 -- Queues messages again whose owner nobody knows and whose lease is over.

@@ -117,3 +117,20 @@ def test_a_key_twice_in_a_block_is_one_task_and_a_follower(
     follower, followed = database.list()
     assert (followed.task_id, follower.task_id) == (first.id, second.id)
     assert follower.follows == followed.id
+
+
+def test_a_block_collects_for_its_own_app_alone(app: Any, tmp_path: Any) -> None:
+    """A task of another app goes to that app's broker."""
+    url = f"sqlite:///{tmp_path}/other.db"
+    other = Celery("other", broker=url, set_as_current=False)
+    other.task(name="add", shared=False)(add)
+    celery_integration.setup(other)
+    with celery_integration.batch(app):
+        app.tasks["add"].delay(1, 1)
+        other.tasks["add"].delay(2, 2)
+        with celery_integration.batch(other):
+            other.tasks["add"].delay(3, 3)
+        app.tasks["add"].delay(4, 4)
+    other.close()
+    with QueueDatabase(app.conf.broker_url) as mine, QueueDatabase(url) as theirs:
+        assert (mine.stats().total_tasks, theirs.stats().total_tasks) == (2, 2)

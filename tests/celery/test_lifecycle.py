@@ -236,7 +236,7 @@ def test_a_task_that_always_kills_its_process_ends(home: Any) -> None:
 def test_retry_on_worker_lost_continues_the_row(home: Any) -> None:
     """Celery's own retries bound it."""
     if not hasattr(home.app.Task, "retry_on_worker_lost"):
-        pytest.skip("Celery 5.7")
+        pytest.skip("retry_on_worker_lost came with Celery 5.7")
     survivor, mortal = home.tasks.dies_retried.delay("survivor"), home.tasks.dies_retried.delay()
     assert survivor.get(timeout=30) == "survivor"
     with pytest.raises(WorkerLostError):

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from kombu_sqlite import QueueBusyError, QueueDatabase
+from kombu_sqlite.leases import LeaseKeeper
 
 Wait = Callable[..., Any]
 
@@ -212,3 +213,26 @@ def test_a_worker_judged_dead_frees_its_place(
         heir = consumers.start("db.claim(); say('heir'); time.sleep(60)")
         wait_until(lambda: consumers.heard("heir"))
         assert [w.lock_byte for w in database.workers() if w.pid == heir.pid] == [byte]
+
+
+@pytest.mark.parametrize(
+    ("early", "reason"), [(True, "worker lost: "), (False, "delivery attempts exhausted: ")]
+)
+def test_a_failure_that_comes_after_the_brokers_own_is_refused(
+    queue_path: str, early: bool, reason: str
+) -> None:
+    """Whoever was only stopped owns nothing any more, though both say that the task has failed."""
+    with QueueDatabase(queue_path) as database:
+        database.enqueue("a", max_attempts=1)
+        (delivery,) = database.claim()
+        store = database._store
+        assert store.deliveries.start([(delivery.tag, early)])
+        worker = store.session().worker_id
+        (row,) = (each for each in database.workers() if each.worker_id == worker)
+        LeaseKeeper(store.database, store._locks).reclaim(worker, "was silent", row.beat)
+        ended = database.get(1)
+        assert (ended.status, ended.outcome_pending) == ("failed", 1)
+        assert ended.error_message.startswith(reason)
+        with store.deliveries.ending(delivery.tag, "failed", "mine") as mine:
+            assert not mine
+        assert database.get(1) == ended
