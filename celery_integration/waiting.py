@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import threading
 import time
@@ -42,6 +43,16 @@ def watcher_of(store: Store) -> ResultWatcher:
             watcher = store.new_watcher(states.READY_STATES.__contains__)
             _watchers[store] = (os.getpid(), watcher)
         return watcher
+
+
+def _close_at_exit() -> None:
+    """Leave no bell beside the file when the interpreter exits in good order."""
+    for pid, watcher in list(_watchers.values()):
+        if pid == os.getpid():
+            watcher.close()
+
+
+atexit.register(_close_at_exit)
 
 
 class _Wait:

@@ -6,7 +6,6 @@ once, after the commit; a note that got lost is made up for by a look now and th
 
 from __future__ import annotations
 
-import os
 import select
 import threading
 import time
@@ -83,6 +82,7 @@ class ResultWatcher:
         self._places: dict[int, int] = {}  # place -> waiters of this process noted there
         self._bell: Bell | None = None
         self._thread: threading.Thread | None = None
+        self._closed = False
         self._seen: int | None = None  # the last result gone through, while many are awaited
 
     # -- asking --------------------------------------------------------------------------------
@@ -123,6 +123,14 @@ class ResultWatcher:
                 self._board.wait_no_more(waiter.place, self._bell.number)
         return True
 
+    def close(self) -> None:
+        """End the watcher and take its bell away; whoever still waits is left to its timeout."""
+        with self._lock:
+            thread, bell, self._closed = self._thread, self._bell, True
+        if thread is not None and bell is not None:
+            bell.ring_self()
+            thread.join(1.0)
+
     # -- the watcher ---------------------------------------------------------------------------
 
     def _start(self) -> None:
@@ -134,10 +142,11 @@ class ResultWatcher:
             self._thread.start()
 
     def _own_bell(self) -> Bell:
-        """Return a bell that no other process uses; the kernel frees its byte at our death."""
-        start = os.getpid() % _WAITER_BELLS
-        for step in range(_WAITER_BELLS):
-            place = (start + step) % _WAITER_BELLS
+        """Return a bell that no other process uses; the kernel frees its byte at our death.
+
+        The first that is free: what a killed process has left behind serves the next one.
+        """
+        for place in range(_WAITER_BELLS):
             if self._locks.try_hold(_FIRST_BYTE + place):
                 return Bell(self._board, FIRST_WAITER_BELL + place, self._board.mode)
         raise QueueDatabaseError("Too many processes wait for results of one file; let some end.")
@@ -168,6 +177,8 @@ class ResultWatcher:
                         self._thread = None
                         return
                 rung = _wait_readable(bell.fileno(), _NET_S)
+                if self._closed:
+                    return
         finally:
             bell.close()
             self._locks.release(_FIRST_BYTE + bell.number - FIRST_WAITER_BELL)

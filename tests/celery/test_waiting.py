@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -348,3 +349,32 @@ def test_who_waits_follows_a_replaced_file(
     assert start(source, app.backend.url).communicate(timeout=30)
     thread.join(GENEROUS_S)
     assert got == [1]
+
+
+def test_a_process_that_waited_leaves_no_bell(tmp_path: Path) -> None:
+    """It takes its bell along; what a killed one leaves the next one takes over."""
+    wait = """
+from celery.exceptions import TimeoutError
+try: app.AsyncResult("never").get(timeout=float(sys.argv[2]))
+except TimeoutError: pass
+"""
+    backend = f"sqlite:///{tmp_path}/results.db"
+
+    def bells() -> list[str]:
+        return [path.name for path in tmp_path.glob("*-bell-*")]
+
+    killed = start(PROGRAM + "print(flush=True)" + wait, backend, "60")
+    try:
+        deadline = time.monotonic() + GENEROUS_S
+        while not bells():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        killed.kill()
+        killed.communicate()
+    left = bells()
+    assert len(left) == 1
+    second = start(PROGRAM + wait, backend, "0.1")
+    assert second.communicate()[0] == ""
+    assert second.returncode == 0
+    assert bells() == []
