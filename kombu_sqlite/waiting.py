@@ -6,12 +6,11 @@ once, after the commit; a note that got lost is made up for by a look now and th
 
 from __future__ import annotations
 
-import select
 import threading
 import time
 from collections.abc import Callable, Iterable
 
-from .bells import FIRST_WAITER_BELL, Bell, BellBoard
+from .bells import FIRST_WAITER_BELL, Bell, BellBoard, wait_readable
 from .errors import QueueDatabaseError
 from .log import logger
 from .results import Payload, Results
@@ -176,7 +175,7 @@ class ResultWatcher:
                     elif time.monotonic() - idle_since >= _IDLE_S:
                         self._thread = None
                         return
-                rung = _wait_readable(bell.fileno(), _NET_S)
+                rung = bool(wait_readable([bell.fileno()], _NET_S))
                 if self._closed:
                     return
         finally:
@@ -232,13 +231,3 @@ class ResultWatcher:
                 callback(status, payload)
             except Exception:  # noqa: BLE001 - a caller's callback; the others must be told too
                 logger.exception("What waited for the result of %s failed.", task_id)
-
-
-def _wait_readable(descriptor: int, timeout_s: float) -> bool:
-    """Wait in whatever way ``select`` is patched to."""
-    make_poll = getattr(select, "poll", None)
-    if make_poll is None:
-        return bool(select.select([descriptor], [], [], timeout_s)[0])
-    poller = make_poll()
-    poller.register(descriptor, select.POLLIN)
-    return bool(poller.poll(int(timeout_s * 1000)))
