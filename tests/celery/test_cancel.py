@@ -130,6 +130,22 @@ def test_a_running_task_that_was_cancelled_does_not_run_again(house: Any) -> Non
     assert "cancel requested while running" in story
 
 
+def test_a_revoke_says_nothing_of_what_runs_or_has_ended(house: Any) -> None:
+    """All workers hear it, those that have not got the task as well."""
+    failed = house.tasks.boom.delay()
+    house.worker("-c", "1")
+    with pytest.raises(ValueError, match="on purpose"):
+        failed.get(timeout=20)
+    running = house.tasks.gated.delay("one", 1)
+    house.wait(lambda: house.lines() == ["begin one"])
+    house.worker("-P", "solo", name="w2")
+    ids = [running.id, failed.id]
+    assert len(house.app.control.revoke(ids, reply=True, timeout=10, limit=2)) == 2
+    assert (running.state, house.app.AsyncResult(failed.id).state) == ("PENDING", "FAILURE")
+    open_gate(house, "one")
+    assert running.get(timeout=20) == 1
+
+
 def test_a_revoke_of_an_unknown_id_lasts(house: Any) -> None:
     """Over restarts, until the task comes: it ends cancelled and its caller is told."""
     assert celery_integration.cancel(house.app, "to-come").status == "unknown"
