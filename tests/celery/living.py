@@ -24,6 +24,9 @@ app.conf.update(
     worker_deduplicate_successful_tasks=os.environ.get("TEST_BACKEND") != "disabled://",
     worker_prefetch_multiplier=int(os.environ.get("TEST_PREFETCH", "4")),
     result_extended=True,
+    result_backend_transport_options={
+        "global_keyprefix": os.environ.get("TEST_RESULT_PREFIX", ""),
+    },
     task_acks_on_failure_or_timeout=True,
     task_create_missing_queues=True,
 )
