@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,43 @@ def test_a_running_task_that_was_cancelled_does_not_run_again(house: Any) -> Non
     assert sorted(house.lines()) == ["begin late", "try 0"]
     story = [line.message for line in house.database.logs(1)]
     assert "cancel requested while running" in story
+
+
+def test_a_cancelled_task_leaves_the_queue_of_a_rate_limit(house: Any) -> None:
+    """At once and without having run; the others go on at their rate.
+
+    Those that still wait there when the worker is shut down go back, uncounted.
+    """
+    worker = house.worker("-c", "2", "--prefetch-multiplier", "8")
+    slow = house.app.control.rate_limit("living.add", "2/s", reply=True, timeout=10, limit=1)
+    assert "ok" in slow[0]["w1@test"]
+    sent = [house.tasks.add.delay(number, 100) for number in range(14)]
+    held = "SELECT count(*) FROM task_queue WHERE status = 'processing'"
+    house.wait(lambda: house.lines())
+    house.wait(lambda: house.database.execute(held)[0][0] >= 12)
+    began = time.monotonic()
+    assert celery_integration.cancel(house.app, sent[5].id).status == "cancelled"
+    assert_revoked(sent[5])
+    assert time.monotonic() - began < 1
+    assert len(house.lines()) < 5
+    house.wait(lambda: "sum 106" in house.lines())
+    assert time.monotonic() - began > 1
+    assert house.stop(worker) == 0
+    done = len(house.lines())
+    assert house.lines() == [f"sum {number + 100}" for number in range(done + 1) if number != 5]
+    rows = house.database.execute(
+        "SELECT status, attempts, deaths, count(*) FROM task_queue WHERE status <> 'cancelled' "
+        "GROUP BY 1, 2, 3 ORDER BY 1"
+    )
+    assert [tuple(row) for row in rows] == [
+        ("completed", 1, 0, done),
+        ("queued", 0, 0, 13 - done),
+    ]
+    house.worker("-c", "2", name="w2")
+    assert house.database.get(sent[5].id).processing_started_utc is None
+    assert [sent[number].get(timeout=20) for number in (6, 13)] == [106, 113]
+    house.wait(lambda: settled(house))
+    assert sorted(house.lines()) == sorted(f"sum {n + 100}" for n in range(14) if n != 5)
 
 
 def test_a_revoke_says_nothing_of_what_runs_or_has_ended(house: Any) -> None:
