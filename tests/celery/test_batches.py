@@ -6,10 +6,15 @@ from typing import Any
 
 import pytest
 from celery import Celery, chord, group
+from kombu import Producer
 
 import celery_integration
 from kombu_sqlite import QueueDatabase
 from kombu_sqlite.publishing import Publisher
+
+
+#: Kombu 5.6 has no batches: there a block publishes each task at once.
+BATCHES = hasattr(Producer, "batch")
 
 
 def add(x: int, y: int) -> int:
@@ -60,11 +65,12 @@ def test_a_block_is_published_together(app: Any, database: QueueDatabase, sizes:
     """At its end, and at each full batch before."""
     with celery_integration.batch(app, max_size=4):
         sent = [app.tasks["add"].delay(n, n).id for n in range(6)]
-        assert database.stats().total_tasks == 4
-    assert sizes == [4, 2]
+        assert database.stats().total_tasks == (4 if BATCHES else 6)
+    assert sizes == ([4, 2] if BATCHES else [1] * 6)
     assert {task.task_id for task in database.list()} == set(sent)
     app.tasks["add"].delay(1, 1)
-    assert sizes == [4, 2, 1]
+    assert sizes[-1] == 1
+    assert sum(sizes) == 7
 
 
 def test_an_exception_drops_what_is_not_written(app: Any, database: QueueDatabase) -> None:
@@ -78,15 +84,16 @@ def test_an_exception_drops_what_is_not_written(app: Any, database: QueueDatabas
 
     with pytest.raises(ValueError, match="no"):
         send()
-    assert database.stats().total_tasks == 2
+    assert database.stats().total_tasks == (2 if BATCHES else 3)
 
 
 def test_a_group_needs_no_block(app: Any, database: QueueDatabase, sizes: list[int]) -> None:
     """Nor does a chord's header."""
     group(app.tasks["add"].s(n, n) for n in range(100)).apply_async()
-    assert sizes == [64, 36]
+    assert sizes == ([64, 36] if BATCHES else [1] * 100)
+    sizes.clear()
     chord([app.tasks["add"].s(n, n) for n in range(10)], app.tasks["total"].s()).apply_async()
-    assert sizes == [64, 36, 10]
+    assert sizes == ([10] if BATCHES else [1] * 10)
     assert database.stats().queued_tasks == 110
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from celery import Celery, states
+from celery import VERSION, Celery, states
 from celery.app.task import Context
+from celery.backends import base
 from celery.exceptions import ImproperlyConfigured, TaskRevokedError
 from celery.result import GroupResult, result_from_tuple
 
@@ -144,8 +145,9 @@ def test_states_are_as_celery_s_users_know_them(make_app: Callable[..., Any], ba
         store.mark_as_failure("done", *raised(KeyError("late")))
         store.store_result("done", None, states.STARTED)
         assert app.AsyncResult("done").state == "SUCCESS"
-        assert found["done"].backend.task_result_exists(found["done"].id)
-        assert not found["new"].backend.task_result_exists(found["new"].id)
+        if hasattr(store, "task_result_exists"):  # Celery's own have it from 5.7 on
+            assert store.task_result_exists("done")
+            assert not store.task_result_exists("new")
     finally:
         for name in names:
             app.AsyncResult(name).forget()
@@ -175,7 +177,7 @@ def test_extended_results_tell_of_the_task(make_app: Callable[..., Any]) -> None
     assert (result.worker, result.retries, result.queue) == ("w1@host", 2, "celery")
     meta = app.backend.get_task_meta("a")
     assert (meta["group_id"], meta["parent_id"], meta["order"]) == ("g", "p", ["17"])
-    assert "other" not in meta
+    assert VERSION < (5, 7) or "other" not in meta  # 5.6 stores every stamp
     assert [child.id for child in result.children] == ["child"]
 
 
@@ -220,6 +222,8 @@ def test_serializers_and_compression(
 
 def test_an_unknown_compression_is_refused(make_app: Callable[..., Any]) -> None:
     """By Celery itself."""
+    if not hasattr(base, "compress_payload"):
+        pytest.skip("result_compression has an effect from Celery 5.7 on")
     with pytest.raises(ImproperlyConfigured):
         _ = make_app(result_compression="none-such").backend
 
