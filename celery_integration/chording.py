@@ -214,9 +214,11 @@ class ChordMixin:
         Celery fails the body alone: a chord around it, and the body of a body that is a chord
         itself, would wait for ever.
         """
-        self.chord_error_from_stack(callback, error)
         if isinstance(callback, _chain):  # Celery 5.6 puts what follows a chord into its body
             self._fail_chain(callback.tasks, error)
+        elif isinstance(callback, group):  # which 5.6 revokes first; who waits would hear of that
+            self._fail_chain(callback.tasks, error.__cause__ or error)
+        self.chord_error_from_stack(callback, error)
         for end in _ends_of(callback, self.app):
             if end.options.get("chord"):
                 context = Context(end)

@@ -84,8 +84,9 @@ ON CONFLICT (group_id) DO NOTHING;
 UPDATE chords SET header = :header WHERE group_id = :group_id;
 
 -- name: set_chord_size
--- How many parts a chord waits for.
-UPDATE chords SET size = :size WHERE group_id = :group_id;
+-- How many parts a chord waits for. Never fewer than it was told before: under Celery 5.6 a group
+-- in which a chain of the header ends has the chord's own id, and tells its own size.
+UPDATE chords SET size = max(coalesce(size, 0), :size) WHERE group_id = :group_id;
 
 -- name: add_chord_part
 -- Lets a chord wait for one part more.

@@ -44,6 +44,8 @@ def house(prefix: str, make_lab: Any, monkeypatch: pytest.MonkeyPatch) -> Iterat
     assert lab.app.backend.as_uri().startswith("redis://")
     yield lab
     lab.app.backend.result_consumer.stop()
+    # or Celery 5.6 opens it again whenever a result is garbage
+    lab.app.backend.result_consumer._pubsub = None
     lab.app.backend.client.connection_pool.disconnect()
 
 
