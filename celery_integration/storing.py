@@ -68,7 +68,7 @@ class StoringMixin:
     def _write(
         self, task_id: str, state: str, meta: str | bytes | None, request: Any = None
     ) -> None:
-        if meta is not None:
+        if meta is not None and task_id is not None:  # a message without an id has no result
             expires_s = None if self._is_kept(request) else self._expires_s(state)
             self.store.results.store(task_id, state, meta, expires_s)
 
