@@ -13,6 +13,7 @@ from kombu_sqlite import QueueBusyError, QueueOptionError
 
 HEADERS = {"task": "app.add", "id": "7", "lang": "py"}
 PROPERTIES = {"content_type": "application/json", "content_encoding": "utf-8"}
+PICKLED = {"content_type": "application/x-python-serialize", "content_encoding": "utf-8"}
 BODY = "[[1, 2], {}, {}]"
 DEEP = "[" * 20_000
 
@@ -34,6 +35,7 @@ MALFORMED: dict[str, tuple[Any, Any, str]] = {
     "an unknown encoding": (HEADERS, {**PROPERTIES, "content_encoding": [1]}, BODY),
     "a list as content type": (HEADERS, {"content_type": ["x"]}, BODY),
     "a content type nobody accepts": (HEADERS, {"content_type": "application/x-evil"}, BODY),
+    "a pickle": (HEADERS, PICKLED, "cos\nmkdir\n(S'sprung'\ntR."),
     "a body that is no JSON": (HEADERS, PROPERTIES, "{"),
     "an empty body": (HEADERS, PROPERTIES, ""),
     "a deep body": (HEADERS, PROPERTIES, DEEP),
@@ -74,6 +76,7 @@ def test_no_malformed_message_ends_a_worker(lab: Any, pool: str) -> None:
     assert len(failed) == len(MALFORMED)
     unknown = {name for id, name in enumerate(MALFORMED, 1) if "malformed" not in failed[id]}
     assert unknown <= {"a number as task", "null as id of an unknown task"}
+    assert not (lab.folder / "sprung").exists()  # the workers' folder
     assert len(lab.app.control.inspect(timeout=5).active() or ()) == 1
 
 
