@@ -126,6 +126,19 @@ def test_a_blob_for_a_name_keeps_no_row_of_kombus_either(
     assert [delivery.tag.row_id for delivery in database.claim(limit=2)] == [2]
 
 
+@pytest.mark.parametrize("payload", ["'{'", "printf('%.*c', 20000, '[')", "x'ff'", "'null'"])
+def test_a_key_held_by_a_row_that_is_no_task_still_holds(
+    database: QueueDatabase, payload: str
+) -> None:
+    """Whoever publishes with it gets that row."""
+    database.execute(
+        "INSERT INTO task_queue (type, payload, idempotency_key, run_after_utc) "
+        f"VALUES ('t', {payload}, 'k', '2999-01-01 00:00:00')"
+    )
+    assert database.enqueue("t", {"x": 1}, idempotency_key="k").id == 1
+    assert database.stats().total_tasks == 1
+
+
 #: SQL, patterns, and what ends a C string.
 names = st.text(
     st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30
