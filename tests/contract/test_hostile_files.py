@@ -173,12 +173,18 @@ def test_a_name_is_data(
     assert message is not None
     assert message.payload == task
     assert message.delivery_info["routing_key"] == f"k{queue}"
-    row = database.enqueue(task, queue=mine.name, idempotency_key=unique)
+    row = database.enqueue(task, {"format": other}, queue=mine.name, idempotency_key=unique)
     assert database.enqueue(task, idempotency_key=unique).id == row.id
     found = database.list(type=task, queue=mine.name, status="queued")
     assert row.id in [task.id for task in found]
     assert {(task.type, task.queue) for task in found} == {(task, mine.name)}
+    assert row.id in [task.id for task in database.list(format=other)]
+    assert row.id not in [task.id for task in database.list(format=queue)]
     assert database.stats(queue=its.name).queued_tasks == 0
+    database.fail(database.claim(mine.name)[0], task)
+    ended = database.list(type=task, status="failed", queue=mine.name)[0]
+    assert ended.id == row.id
+    assert ended.error_message == task
     for each in (mine, its):
         each.delete()
     assert database.execute("SELECT count(*) FROM sqlite_schema")[0][0] == tables
