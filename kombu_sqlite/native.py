@@ -127,6 +127,7 @@ class Thread:
 
     def _run(self) -> None:
         _own_idents.add(get_ident())
+        sys.settrace(threading.gettrace())  # as threading does: debuggers follow
         try:
             self._target()
         except BaseException as exc:  # noqa: BLE001 - handed to threading.excepthook, whole
