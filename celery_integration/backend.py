@@ -178,7 +178,9 @@ class SQLiteBackend(WaitingMixin, ChordMixin, StoringMixin, Backend):
     ) -> None:
         """Store that a task was revoked and end its row, in one transaction.
 
-        What was chained after it is revoked as well: nobody would ever run it.
+        What was chained after it is revoked as well: nobody would ever run it. Without a request it
+        is a worker that has heard of a revoke and has not got the task: its row, where it has one,
+        knows better, and so does a result that is there.
         """
         exc = self.revoked_error(reason)
         meta = self._prepare(task_id, exc, state, None, request) if store_result else None
@@ -186,7 +188,7 @@ class SQLiteBackend(WaitingMixin, ChordMixin, StoringMixin, Backend):
 
         def write() -> None:
             with self._ending(request, "cancelled", reason) as mine:
-                if mine:
+                if mine and not (request is None and self._is_accounted_for(task_id)):
                     self._write(task_id, state, meta, request)
                     self.return_part(part)
                     if request:

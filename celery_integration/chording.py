@@ -215,6 +215,8 @@ class ChordMixin:
         itself, would wait for ever.
         """
         self.chord_error_from_stack(callback, error)
+        if isinstance(callback, _chain):  # Celery 5.6 puts what follows a chord into its body
+            self._fail_chain(callback.tasks, error)
         for end in _ends_of(callback, self.app):
             if end.options.get("chord"):
                 context = Context(end)
@@ -253,9 +255,11 @@ class ChordMixin:
                 self.store_result(context.id, exc, state, traceback=traceback, request=context)
             if "chord" in context.options:
                 self.on_chord_part_return(context, state, exc)
-            body = (context.kwargs or {}).get("body")
-            if getattr(context, "subtask_type", None) == "chord" and body is not None:
-                elements.append(body)  # a chord's result is its body's
+            kind, inside = getattr(context, "subtask_type", None), context.kwargs or {}
+            if kind == "chord" and inside.get("body") is not None:
+                elements.append(inside["body"])  # a chord's result is its body's
+            elif kind in ("chain", "group"):
+                elements.extend(inside["tasks"])
 
     def current_task_children(self, request: Any = None) -> list[Any] | None:
         """Return the tasks that a task has published, for its result's ``children``."""

@@ -86,6 +86,13 @@ class StoringMixin:
         key = getattr(request, "idempotency_key", None)
         return key is not None and self.store is not None and self.is_brokers
 
+    def _is_accounted_for(self, task_id: str) -> bool:
+        """Return whether a task has ended, or has a row, whose end will be stored."""
+        stored = self.store.results.get(task_id)
+        if stored is not None and stored[0] in states.READY_STATES:
+            return True
+        return self.is_brokers and self.store.find(task_id) is not None
+
     def _store_result(
         self,
         task_id: str,

@@ -24,7 +24,7 @@ from contextlib import suppress
 from .errors import QueueDiskError
 from .location import open_side_file
 from .log import logger
-from .native import lock
+from .native import lock, read, write
 
 __all__ = (
     "FIRST_CONSUMER_BELL",
@@ -187,7 +187,7 @@ class BellBoard:
                 return False  # its owner is gone
             raise
         try:
-            os.write(descriptor, b"\0")
+            write(descriptor, b"\0")
         except (BlockingIOError, BrokenPipeError) as exc:
             return isinstance(exc, BlockingIOError)  # full: it is ringing already
         finally:
@@ -268,7 +268,7 @@ class Bell:
             self._rung = True
             if self._socket is None:
                 with suppress(BlockingIOError):
-                    os.write(self._fd, b"\0")
+                    write(self._fd, b"\0")
             else:
                 self._socket.sendto(b"\0", self._socket.getsockname())
 
@@ -280,7 +280,7 @@ class Bell:
         self.wake()
         with suppress(BlockingIOError):
             if self._socket is None:
-                while len(os.read(self._fd, 512)) == 512:
+                while len(read(self._fd, 512)) == 512:
                     pass
             else:
                 while True:

@@ -15,7 +15,13 @@ from contextlib import suppress
 from types import ModuleType
 from typing import Any
 
-__all__ = ("Thread", "Waker", "is_green", "local", "lock")
+__all__ = ("Thread", "Waker", "is_green", "local", "lock", "read", "write")
+
+#: The system's calls on descriptors that do not block. eventlet patches those of ``os``: where there
+#: is nothing to read its own wait, and whoever holds a lock meanwhile holds up everybody.
+_system: Any = sys.modules[os.name]
+read: Callable[[int, int], bytes] = _system.read
+write: Callable[[int, bytes], int] = _system.write
 
 
 def _original(name: str) -> Any:
@@ -93,12 +99,12 @@ class Waker:
     def set(self) -> None:
         """End the wait, now or when it begins."""
         with suppress(BlockingIOError):  # full of wake-ups already
-            os.write(self._writer, b"\0")
+            write(self._writer, b"\0")
 
     def clear(self) -> None:
         """Forget the wake-ups so far."""
         with suppress(BlockingIOError):
-            while len(os.read(self._reader, 4096)) == 4096:
+            while len(read(self._reader, 4096)) == 4096:
                 pass
 
     def close(self) -> None:

@@ -14,6 +14,8 @@ import sys
 import time
 from contextlib import suppress
 
+from .native import read
+
 __all__ = ("LOOK_AFTER_S", "PAUSE_S", "ForeignWatcher", "LogMark")
 
 _IN_MODIFY = 0x2
@@ -75,7 +77,7 @@ class ForeignWatcher:
         """Take the events so far; return whether a write to the log was among them."""
         found = False
         with suppress(BlockingIOError):
-            while data := os.read(self._fd, 65536):
+            while data := read(self._fd, 65536):
                 found = found or self._name in data
         return found
 

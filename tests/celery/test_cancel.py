@@ -72,7 +72,7 @@ def test_a_producer_that_knows_tasks_by_name_alone_cancels_too(house: Any) -> No
     assert_revoked(result)
 
 
-@pytest.mark.parametrize("pool", ["prefork", "threads", "solo", "gevent"])
+@pytest.mark.parametrize("pool", ["prefork", "threads", "solo", "gevent", "eventlet"])
 def test_a_prefetched_task_never_starts(house: Any, pool: str) -> None:
     """In no pool; the one that runs goes on, "running"."""
     house.worker("-P", pool, "-c", "1")
@@ -80,7 +80,7 @@ def test_a_prefetched_task_never_starts(house: Any, pool: str) -> None:
     house.wait(lambda: house.lines() == ["begin one"])
     waiting = [house.tasks.add.delay(number, 100) for number in range(3)]
     if pool != "solo":  # a full pool of greenlets takes one at a time
-        held = waiting[:1] if pool == "gevent" else waiting
+        held = waiting[:1] if pool in ("gevent", "eventlet") else waiting
         house.wait(lambda: all(house.database.get(one.id).status == "processing" for one in held))
     outcomes = [celery_integration.cancel(house.app, one.id) for one in (running, *waiting[:2])]
     assert [outcome.status for outcome in outcomes] == ["running", "cancelled", "cancelled"]
@@ -94,7 +94,7 @@ def test_a_prefetched_task_never_starts(house: Any, pool: str) -> None:
     assert house.lines() == ["begin one", "end one", "sum 102", "sum 0"]
 
 
-@pytest.mark.parametrize("pool", ["prefork", "gevent"])
+@pytest.mark.parametrize("pool", ["prefork", "gevent", "eventlet"])
 def test_a_running_task_is_terminated_where_asked(house: Any, pool: str) -> None:
     """Acknowledged early or late; its row and its caller say so; the worker goes on."""
     house.worker("-P", pool, "-c", "2")
@@ -128,6 +128,22 @@ def test_a_running_task_that_was_cancelled_does_not_run_again(house: Any) -> Non
     assert sorted(house.lines()) == ["begin late", "try 0"]
     story = [line.message for line in house.database.logs(1)]
     assert "cancel requested while running" in story
+
+
+def test_a_revoke_says_nothing_of_what_runs_or_has_ended(house: Any) -> None:
+    """All workers hear it, those that have not got the task as well."""
+    failed = house.tasks.boom.delay()
+    house.worker("-c", "1")
+    with pytest.raises(ValueError, match="on purpose"):
+        failed.get(timeout=20)
+    running = house.tasks.gated.delay("one", 1)
+    house.wait(lambda: house.lines() == ["begin one"])
+    house.worker("-P", "solo", name="w2")
+    ids = [running.id, failed.id]
+    assert len(house.app.control.revoke(ids, reply=True, timeout=10, limit=2)) == 2
+    assert (running.state, house.app.AsyncResult(failed.id).state) == ("PENDING", "FAILURE")
+    open_gate(house, "one")
+    assert running.get(timeout=20) == 1
 
 
 def test_a_revoke_of_an_unknown_id_lasts(house: Any) -> None:

@@ -13,6 +13,7 @@ POOLS = {
     "threads": ("-P", "threads", "-c", "2"),
     "solo": ("-P", "solo"),
     "gevent": ("-P", "gevent", "-c", "10"),
+    "eventlet": ("-P", "eventlet", "-c", "10"),
 }
 
 
