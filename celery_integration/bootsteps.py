@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Callable
 from typing import Any
 
 from celery import bootsteps
+from celery.worker.consumer import tasks
 from celery.worker.consumer.control import Control
 from celery.worker.control import Panel
 
@@ -29,6 +32,10 @@ class Leases(bootsteps.StartStopStep):
     requires = ("celery.worker.consumer.tasks:Tasks",)
     _channel: Channel | None = None
 
+    def __init__(self, c: Any, **kwargs: Any) -> None:
+        super().__init__(c, **kwargs)
+        tasks.logger.addFilter(_is_true)  # of a setting that `start` honours
+
     def start(self, c: Any) -> None:
         """Mark the channel the task consumer uses, and have the pool drained before it forgets."""
         drain_before_flush(c.pool)
@@ -39,12 +46,24 @@ class Leases(bootsteps.StartStopStep):
             channel.on_callback_error = refuse_malformed
             watch_refusals(c)
             channel.store.session().describe(c.hostname, c.pool.num_processes if c.pool else None)
+            if c.app.conf.worker_disable_prefetch:
+                channel.qos.hold_at_most = functools.partial(_processes, c)
             self._channel = channel
 
     def shutdown(self, c: Any) -> None:
         """Let the channel give everything back: the pool has stopped, nothing runs any more."""
         if self._channel is not None:
             self._channel.qos.forget_running()
+
+
+def _processes(c: Any) -> int:
+    """Return how many tasks the worker can execute at a time, as ``Tasks`` does for Redis."""
+    processes: int = getattr(c.controller, "max_concurrency", None) or c.pool.num_processes
+    return processes
+
+
+def _is_true(record: logging.LogRecord) -> bool:
+    return "worker_disable_prefetch is only supported for Redis" not in record.getMessage()
 
 
 class Outcomes(bootsteps.StartStopStep):

@@ -132,7 +132,7 @@ class ChordMixin:
         """Count a part; the last one has the body published after the transaction's commit."""
         if part is None:
             return
-        with self.store.database.transaction() as handle:
+        with self.store.database.joined() as handle:
             if self.store.chords.return_part(*part, self._chord_expires_s):
                 handle.after_commit.append(lambda: self.finish_chord(part.group_id))
 

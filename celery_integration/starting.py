@@ -43,8 +43,12 @@ class Starter:
     def add(self, request: Any, execute: Callable[[], Any]) -> None:
         """Start a task at the end of this turn, with the others; ``execute`` hands it over."""
         self._waiting.append((request, execute))
-        if len(self._waiting) == 1:
+        if len(self._waiting) > 1:
+            return
+        if self._channel.at_turn_end is None:  # it comes from the timer of a rate limit
             self._hub.call_soon(self.start_all)
+        else:
+            self._channel.at_turn_end.append(self.start_all)
 
     def start_all(self) -> None:
         """Write the starts; hand over what may run, refuse the rest."""

@@ -1,4 +1,4 @@
-"""Waiting for results: a thread sleeps until this process's watcher has found what it wants."""
+"""Waiting for results: a thread sleeps until it, or another one that waits, has found them."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class _Wait:
 
     def __init__(self, task_ids: Iterable[str], talkative: bool) -> None:
         self.found: deque[tuple[str, Any, bool]] = deque()
-        self.wake = threading.Event()
+        self._wake = threading.Event()
         self._talkative = talkative
         self._waiters = {task_id: self._waiter(task_id) for task_id in task_ids}
         self._watcher: ResultWatcher | None = None
@@ -73,7 +73,7 @@ class _Wait:
     def _waiter(self, task_id: str) -> Waiter:
         def take(payload: Any, is_final: bool) -> None:
             self.found.append((task_id, payload, is_final))
-            self.wake.set()
+            self._wake.set()
 
         return Waiter(
             task_id,
@@ -89,9 +89,13 @@ class _Wait:
             self._watcher = watcher
             watcher.add(self._waiters.values())
 
+    def sleep(self, timeout_s: float) -> bool:
+        """Wait for something to take, at most so long; return whether there is."""
+        assert self._watcher is not None
+        return self._watcher.wait(self._wake, lambda: bool(self.found), timeout_s)
+
     def take(self) -> Iterator[tuple[str, Any, bool]]:
         """Yield id, payload and whether it is final, of what was found."""
-        self.wake.clear()
         while self.found:
             task_id, payload, is_final = self.found.popleft()
             if not is_final or self._waiters.pop(task_id, None) is not None:
@@ -195,16 +199,16 @@ class WaitingMixin:
                     if is_final:
                         yield task_id, meta
                 if wait.left and not wait.found:
-                    self._sleep_until(wait.wake, deadline)
+                    self._sleep_until(wait, deadline)
                     if on_interval is not None:
                         on_interval()
         finally:
             wait.end()
 
-    def _sleep_until(self, wake: threading.Event, deadline: float | None) -> None:
+    def _sleep_until(self, wait: _Wait, deadline: float | None) -> None:
         if deadline is None:
-            wake.wait(_INTERVAL_S)
+            wait.sleep(_INTERVAL_S)
             return
         remaining = deadline - time.monotonic()
-        if not wake.wait(max(0.0, min(remaining, _INTERVAL_S))) and remaining <= _INTERVAL_S:
+        if not wait.sleep(max(0.0, min(remaining, _INTERVAL_S))) and remaining <= _INTERVAL_S:
             raise ResultTimeout("The operation timed out.")

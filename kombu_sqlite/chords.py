@@ -84,7 +84,7 @@ class Chords:
             body: the signature to publish when the chord is due.
         """
         values = self._values(group_id, expires_s)
-        with self._database.transaction() as handle:
+        with self._database.joined() as handle:
             handle.run(statement("insert_chord"), values)
             handle.run(
                 statement("insert_chord_part"),

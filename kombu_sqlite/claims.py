@@ -28,7 +28,7 @@ from .topology import TopologyStore
 __all__ = ("Claimant", "Claims")
 
 _LEASE = statement("lease_row")
-_LIVE = statement("get_live_worker")
+_TERMS = statement("get_claim_terms")
 _PLAIN_LANE = "{}"
 _FIND = {
     "priority": statement("find_ready"),
@@ -79,7 +79,7 @@ class Claims:
         now = to_text(time.time())
         try:
             with self._database.reading() as handle:
-                topology = self._topology.current(handle)
+                _, topology, _ = self._terms(handle, None)
                 return any(self._peek(handle, topology, name, capabilities, now) for name in queues)
         except UnicodeDecodeError:
             return True  # the claim quarantines it
@@ -95,12 +95,16 @@ class Claims:
             for lane in self._lanes(handle, name, capabilities)
         )
 
+    def _terms(self, handle: Handle, worker: str | None) -> tuple[bool, Topology, bool]:
+        """Return whether ``worker`` lives, the routing, and whether ids or stamps are revoked."""
+        live, version, any_lane, any_revoked = handle.one(_TERMS, {"worker": worker})
+        self._has_lanes = self._has_lanes or bool(any_lane)
+        return bool(live), self._topology.at(handle, version), bool(any_revoked)
+
     def _lanes(self, handle: Handle, queue: str, capabilities: dict[str, Any]) -> Sequence[str]:
         """Return the lanes of ``queue`` this consumer may claim from."""
         if not self._has_lanes:
-            if handle.one(statement("any_lane")) is None:
-                return (_PLAIN_LANE,)
-            self._has_lanes = True
+            return (_PLAIN_LANE,)
         rows = handle.all(statement("list_lanes"), {"queue": queue})
         lanes = [bytes(lane).decode("utf-8") for lane, kind in rows if kind == "text"]
         return [lane for lane in lanes if meets(capabilities, lane)]
@@ -133,17 +137,18 @@ class Claims:
                 ``quarantine_undecodable``.
         """
         now = to_text(time.time())
-        terms = {
+        terms: dict[str, Any] = {
             "worker": claimant.worker,
             "now": now,
             "lease_until": to_text(time.time() + claimant.lease_s),
             "started": now if claimant.started else None,
         }
-        if handle.one(_LIVE, terms) is None:
+        live, topology, any_revoked = self._terms(handle, claimant.worker)
+        if not live:
             raise SessionLost(
                 f"{claimant.worker} was silent longer than its visibility timeout; connect again."
             )
-        topology = self._topology.current(handle)
+        terms["any_revoked"] = any_revoked
         claimed: list[Delivery] = []
         drained: set[str] = set()
         for round_no in range(2):  # the second round gives away the shares others left over
@@ -191,7 +196,9 @@ class Claims:
         deliveries: list[Delivery] = []
         while len(deliveries) < limit:
             rows = self._find(handle, claimant, queue, limit - len(deliveries))
-            revoked = self._revocations.among(handle, rows, terms["now"]) if rows else frozenset()
+            revoked: frozenset[int] = frozenset()
+            if rows and terms["any_revoked"]:
+                revoked = self._revocations.among(handle, rows, terms["now"])
             admitted = [self._admit(handle, row, terms["now"], revoked) for row in rows]
             good = [delivery for delivery in admitted if delivery is not None]
             execute_many(handle, _LEASE, [{**terms, "id": entry.tag.row_id} for entry in good])

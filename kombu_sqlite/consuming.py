@@ -70,6 +70,8 @@ class ConsumingChannel(DeclaringChannel):
         #: What the application makes of an exception of a callback: whether the message was to
         #: blame, and has been ended. Otherwise, and by default, it leaves the loop.
         self.on_callback_error: Callable[[Any, _Message, Exception], bool] | None = None
+        #: Called once at the end of the turn that hands messages over; None between turns.
+        self.at_turn_end: list[Callable[[], Any]] | None = None
         self.no_ack_consumers: set[str] = set()  # type: ignore[assignment]
         self._by_tag: dict[str, _Consumer] = {}
         self._buffer: deque[Delivery] = deque()
@@ -212,6 +214,24 @@ class ConsumingChannel(DeclaringChannel):
             )
             self.store.settler.add(Settlement(delivery.tag, "failed", f"malformed row: {reason}"))
             return None
+
+    def deliver_turn(self, at_most: int) -> int:
+        """Hand over up to so many messages, then do what has come up meanwhile; return how many.
+
+        What handed-over messages add to ``at_turn_end`` is done for all of them at once, and before
+        anything else: a task starts before this consumer looks for more.
+        """
+        todo: list[Callable[[], Any]] = []
+        self.at_turn_end = todo
+        delivered = 0
+        try:
+            while delivered < at_most and not self.closed and self.deliver_one():
+                delivered += 1
+        finally:
+            self.at_turn_end = None
+            for call in todo:
+                call()
+        return delivered
 
     def deliver_one(self) -> bool:
         """Hand one message to its consumer; return False when there is none to hand over."""

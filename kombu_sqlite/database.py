@@ -92,6 +92,13 @@ class Database:
         """
         return Transaction(self, wait_s)
 
+    def joined(self) -> Transaction:
+        """Return a context for writing that is a part of the caller's transaction, if there is one.
+
+        It saves the savepoint: whoever catches an exception that leaves it must undo the whole.
+        """
+        return Transaction(self, None, joins=True)
+
     def reading(self) -> Reading:
         """Return a context for reading."""
         return Reading(self)

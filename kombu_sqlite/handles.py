@@ -260,13 +260,14 @@ class Snapshot(Reading):
 
 
 class Transaction(_Scope):
-    """A write transaction (BEGIN IMMEDIATE), or a savepoint inside one."""
+    """A write transaction (BEGIN IMMEDIATE); inside one a savepoint, or a part of it (joins)."""
 
-    __slots__ = ("_nested", "_wait_s")
+    __slots__ = ("_joins", "_nested", "_wait_s")
 
-    def __init__(self, database: Database, wait_s: float | None) -> None:
+    def __init__(self, database: Database, wait_s: float | None, joins: bool = False) -> None:
         super().__init__(database)
         self._wait_s = wait_s
+        self._joins = joins
         self._nested = True  # so far there is nothing to undo
 
     def __enter__(self) -> Handle:
@@ -277,10 +278,10 @@ class Transaction(_Scope):
             self._nested = handle.connection.in_transaction  # type: ignore[union-attr]
             if not self._nested:
                 self._database.check_identity()  # a write to a file that is gone reports success
-            if self._nested:
-                handle.run("SAVEPOINT nested")
-            else:
+            if not self._nested:
                 handle.begin(self._wait_s)
+            elif not self._joins:
+                handle.run("SAVEPOINT nested")
         except BaseException as exc:
             if handle.entered() > depth:
                 if not self._nested:
@@ -299,11 +300,11 @@ class Transaction(_Scope):
         error = None if exc is None else self._translated(exc)  # undoing may hide the cause
         try:
             if exc is None:
-                if self._nested:
-                    handle.run("RELEASE nested")
-                else:
+                if not self._nested:
                     handle.run("COMMIT")
                     callbacks, handle.after_commit = handle.after_commit, callbacks
+                elif not self._joins:
+                    handle.run("RELEASE nested")
         except BaseException as failure:  # a signal handler's included
             self._undo(handle)
             if isinstance(failure, apsw.Error):
@@ -324,12 +325,12 @@ class Transaction(_Scope):
         if connection is None or not connection.in_transaction:
             handle.after_commit.clear()
             return  # SQLite rolled back by itself, or the file was closed as replaced
-        if self._nested:
-            handle.run("ROLLBACK TO nested")
-            handle.run("RELEASE nested")
-        else:
+        if not self._nested:
             handle.after_commit.clear()
             handle.run("ROLLBACK")
+        elif not self._joins:
+            handle.run("ROLLBACK TO nested")
+            handle.run("RELEASE nested")
 
 
 def execute_many(handle: Handle, sql: str, rows: Iterable[Params]) -> None:

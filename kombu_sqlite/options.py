@@ -173,7 +173,7 @@ class Options:
     )
     mmap_size: int = _option(0, _integer(0, 2**40), "bytes of the file to map into memory")
     wal_autocheckpoint: int = _option(
-        4000,
+        8000,
         _integer(100, 16000),
         "pages in the write-ahead log at which a writer moves them into the file",
     )

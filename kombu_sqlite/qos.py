@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from .models import DeliveryTag, Settlement
@@ -23,6 +24,8 @@ class QoS:
     def __init__(self, channel: Channel, prefetch_count: int = 0) -> None:
         self.channel = channel
         self.prefetch_count = prefetch_count or 0
+        #: Tells how many messages may be held at a time, accepted ones that run included.
+        self.hold_at_most: Callable[[], int] | None = None
         self._unacked: dict[str, Any] = {}  # delivery tag -> message, in order of delivery
         self._running: set[str] = set()
         self._accepted: set[str] = set()
@@ -36,14 +39,17 @@ class QoS:
         return bool(self._unacked or self._accepted)
 
     def can_consume(self) -> bool:
-        """Return whether the prefetch count leaves room for one more message."""
-        return not self.prefetch_count or len(self._unacked) < self.prefetch_count
+        """Return whether there is room for one more message."""
+        return self.can_consume_max_estimate() != 0
 
     def can_consume_max_estimate(self) -> int | None:
         """Return for how many more messages there is room; None is unlimited."""
-        if not self.prefetch_count:
-            return None
-        return max(self.prefetch_count - len(self._unacked), 0)
+        rooms = []
+        if self.prefetch_count:
+            rooms.append(self.prefetch_count - len(self._unacked))
+        if self.hold_at_most is not None:
+            rooms.append(self.hold_at_most() - len(self._unacked) - len(self._accepted))
+        return max(min(rooms), 0) if rooms else None
 
     def has_plenty(self) -> bool:
         """Return whether more than half of what may be held is held and waits to be executed.

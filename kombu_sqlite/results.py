@@ -45,7 +45,7 @@ class Results:
             "now": to_text(time.time()),
             "expires_at": None if expires_s is None else after_text(expires_s),
         }
-        with self._database.transaction() as handle:
+        with self._database.joined() as handle:
             handle.run(statement("delete_unsuccessful_result"), values)
             handle.run(statement("insert_result"), values)
             stored = bool(handle.changes())

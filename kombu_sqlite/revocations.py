@@ -20,7 +20,6 @@ __all__ = ("Revocations", "Stamps", "carries")
 #: Stamp header -> revoked values, as text.
 Stamps = Mapping[str, Iterable[str]]
 
-_ANY = statement("any_revocation")
 _HEADERS, _TASK_ID = 6, 8  # columns of find_ready
 
 
@@ -45,8 +44,6 @@ class Revocations:
 
     def among(self, handle: Handle, rows: Sequence[Any], now: str) -> frozenset[int]:
         """Return the ids of those of ``rows``, as ``find_ready`` gives them, that are revoked."""
-        if handle.one(_ANY) is None:
-            return frozenset()
         stamps: dict[str, set[str]] = {}
         for header, value in handle.all(statement("list_revoked_stamps"), {"now": now}):
             stamps.setdefault(header, set()).add(value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 
 from .bells import FIRST_CONSUMER_BELL, Bell, BellBoard
@@ -66,6 +67,7 @@ class Store(Shared):
         self._lock = threading.Lock()  # yields under gevent; never taken by our own threads
         self._session: Session | None = None
         self._upkeep: Upkeep | None = None
+        self._watchers: weakref.WeakSet[ResultWatcher] = weakref.WeakSet()
         self._used_until: dict[str, float] = {}  # by queue, on the monotonic clock
 
     # -- this process as a consumer ------------------------------------------------------------
@@ -194,7 +196,9 @@ class Store(Shared):
 
     def new_watcher(self, is_ready: Callable[[str], bool]) -> ResultWatcher:
         """Return what waits for results in this process; ``is_ready`` tells final states."""
-        return ResultWatcher(self.results, self.board, self._locks, is_ready)
+        watcher = ResultWatcher(self.results, self.board, self._locks, is_ready)
+        self._watchers.add(watcher)
+        return watcher
 
     # -- queues --------------------------------------------------------------------------------
 
@@ -315,6 +319,8 @@ class Store(Shared):
         finally:
             if upkeep is not None:
                 upkeep.close()
+            for watcher in list(self._watchers):
+                watcher.close()
             self.database.close()
             self.board.close()
 
@@ -329,6 +335,7 @@ class Store(Shared):
         self._lock = threading.Lock()
         self._session = None
         self._upkeep = None
+        self._watchers.clear()
         self.board.reset_in_child()
         self.settler = Settler(self.deliveries, self.ring)
 

@@ -35,7 +35,10 @@ class TopologyStore:
 
     def current(self, handle: Handle) -> Topology:
         """Return the routing as of ``handle``'s transaction; reads it only when it changed."""
-        version = handle.one(_VERSION)[0]
+        return self.at(handle, handle.one(_VERSION)[0])
+
+    def at(self, handle: Handle, version: int) -> Topology:
+        """Return the routing of the version that ``handle``'s transaction has found."""
         known = self._known
         if known is not None and known.version == version:
             return known

@@ -302,12 +302,10 @@ class Transport(virtual.Transport):
             return
         bell.clear()
         channel.expect()
-        for _ in range(_TURN):
-            if not channel.deliver_one():
-                break
-            if channel.closed or channel.bell is None:
-                return
-        else:
+        delivered = channel.deliver_turn(_TURN)
+        if channel.closed or channel.bell is None:
+            return
+        if delivered == _TURN:
             bell.ring_self()  # there may be more; others come first
             return
         if channel.prepare_sleep():

@@ -1,4 +1,4 @@
-"""Waits for results: one watcher a process, woken by a bell, and one event a waiter.
+"""Waits for results: one bell a process, one thread that listens to it, and one event a waiter.
 
 Nothing polls. Whoever stores the result of a task that somebody waits for rings that process,
 once, after the commit; a note that got lost is made up for by a look now and then.
@@ -23,7 +23,8 @@ _NET_S = 0.25
 
 #: Up to so many awaited results each is looked up; beyond, what was stored since is gone through.
 _LOOK_UP_AT_MOST = 64
-_IDLE_S = 5.0
+#: How long who closes the watcher waits for the thread that watches.
+_CLOSE_WITHIN_S = 1.0
 
 #: Bytes of the sessions file that stand for waiters' bells.
 _FIRST_BYTE = 1 << 20
@@ -34,7 +35,8 @@ class Waiter:
     """One awaited result.
 
     Arguments:
-        found: called once, by the watcher or by whoever adds it, with state and payload.
+        found: called once, by the thread that watches or the one that adds it, with state and
+            payload.
         changed: called so with states that are not final; of several in a row perhaps only with
             the last.
     """
@@ -57,7 +59,8 @@ class Waiter:
 class ResultWatcher:
     """Watches one file for the results this process waits for; a forked child makes its own.
 
-    Under gevent and eventlet its thread is a greenlet, and it waits as they do.
+    It has no thread: of those that wait one watches for all, and leaves the watch to another when
+    it has what it came for. So a lone caller is woken by the kernel alone.
 
     Arguments:
         results: where they are stored.
@@ -80,7 +83,8 @@ class ResultWatcher:
         self._curious: set[str] = set()  # tasks whose every state somebody wants
         self._places: dict[int, int] = {}  # place -> waiters of this process noted there
         self._bell: Bell | None = None
-        self._thread: threading.Thread | None = None
+        self._watch = threading.Lock()  # held by the thread that watches
+        self._asleep: list[threading.Event] = []  # what wakes each thread that waits
         self._closed = False
         self._seen: int | None = None  # the last result gone through, while many are awaited
 
@@ -90,8 +94,8 @@ class ResultWatcher:
         """Begin to wait; results that are there already are found at once, in this thread."""
         added = list(waiters)
         with self._lock:
-            self._start()
-            assert self._bell is not None
+            if self._bell is None:
+                self._bell = self._own_bell()
             for waiter in added:
                 waiter.place = self._board.wait_for(waiter.task_id, self._bell.number)
                 self._places[waiter.place] = self._places.get(waiter.place, 0) + 1
@@ -123,22 +127,72 @@ class ResultWatcher:
         return True
 
     def close(self) -> None:
-        """End the watcher and take its bell away; whoever still waits is left to its timeout."""
+        """Take the bell away; whoever still waits is left to its timeout."""
         with self._lock:
-            thread, bell, self._closed = self._thread, self._bell, True
-        if thread is not None and bell is not None:
-            bell.ring_self()
-            thread.join(1.0)
+            bell, self._closed = self._bell, True
+        if bell is None:
+            return
+        bell.ring_self()
+        watched = self._watch.acquire(timeout=_CLOSE_WITHIN_S)
+        bell.close()
+        self._locks.release(_FIRST_BYTE + bell.number - FIRST_WAITER_BELL)
+        if watched:
+            self._watch.release()
 
-    # -- the watcher ---------------------------------------------------------------------------
+    # -- waiting -------------------------------------------------------------------------------
 
-    def _start(self) -> None:
-        if self._thread is None:
-            self._bell = self._own_bell()
-            self._thread = threading.Thread(
-                target=self._run, args=(self._bell,), name="kombu-sqlite-results", daemon=True
-            )
-            self._thread.start()
+    def wait(self, wake: threading.Event, is_over: Callable[[], bool], timeout_s: float) -> bool:
+        """Wait until ``is_over()``, at most ``timeout_s`` seconds; watch if nobody else does.
+
+        Arguments:
+            wake: set by the waiters' callbacks whenever ``is_over`` may have changed. Of one
+                thread alone, and cleared here.
+
+        Returns:
+            Whether it is over.
+        """
+        deadline = time.monotonic() + timeout_s
+        with self._lock:
+            self._asleep.append(wake)  # first: whoever leaves the watch from now on sees it
+        try:
+            while True:
+                wake.clear()
+                left_s = deadline - time.monotonic()
+                if is_over() or left_s <= 0:
+                    return is_over()
+                if not self._closed and self._watch.acquire(blocking=False):
+                    try:
+                        self._watch_until(is_over, deadline)
+                    finally:
+                        self._watch.release()
+                else:
+                    wake.wait(left_s)
+        finally:
+            with self._lock:
+                self._asleep.remove(wake)
+                if self._asleep and not self._watch.locked() and not self._closed:
+                    self._asleep[0].set()  # the watch is free, and its to take
+
+    def _watch_until(self, is_over: Callable[[], bool], deadline: float) -> None:
+        bell = self._bell
+        assert bell is not None
+        rung = True
+        try:
+            while True:
+                if rung:
+                    bell.clear()
+                bell.sleep()
+                try:
+                    self._look()
+                except QueueDatabaseError as exc:
+                    logger.warning("Results could not be read yet: %s", exc)
+                left_s = deadline - time.monotonic()
+                if is_over() or left_s <= 0 or self._closed:
+                    bell.wake()
+                    return
+                rung = bool(wait_readable([bell.fileno()], min(left_s, _NET_S)))
+        except ValueError:  # the board was closed, with its store
+            self._closed = True
 
     def _own_bell(self) -> Bell:
         """Return a bell that no other process uses; the kernel frees its byte at our death.
@@ -149,38 +203,6 @@ class ResultWatcher:
             if self._locks.try_hold(_FIRST_BYTE + place):
                 return Bell(self._board, FIRST_WAITER_BELL + place, self._board.mode)
         raise QueueDatabaseError("Too many processes wait for results of one file; let some end.")
-
-    def _run(self, bell: Bell) -> None:
-        idle_since = None
-        rung = False
-        try:
-            while True:
-                try:
-                    if rung:
-                        bell.clear()
-                    bell.sleep()
-                except ValueError:  # the board was closed, with its store
-                    with self._lock:
-                        self._thread = None
-                    return
-                try:
-                    self._look()
-                except QueueDatabaseError as exc:
-                    logger.warning("Results could not be read yet: %s", exc)
-                with self._lock:
-                    if self._waiting:
-                        idle_since = None
-                    elif idle_since is None:
-                        idle_since = time.monotonic()
-                    elif time.monotonic() - idle_since >= _IDLE_S:
-                        self._thread = None
-                        return
-                rung = bool(wait_readable([bell.fileno()], _NET_S))
-                if self._closed:
-                    return
-        finally:
-            bell.close()
-            self._locks.release(_FIRST_BYTE + bell.number - FIRST_WAITER_BELL)
 
     def _look(self) -> None:
         with self._lock:

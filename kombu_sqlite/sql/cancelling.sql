@@ -47,10 +47,6 @@ ON CONFLICT (header, value) DO UPDATE SET expires_at_utc = max(expires_at_utc, :
 -- Takes a revoked task id back.
 DELETE FROM revocations WHERE header = '' AND value = :value;
 
--- name: any_revocation
--- Whether anything was revoked before it had a row.
-SELECT 1 FROM revocations LIMIT 1;
-
 -- name: get_revocation
 -- Whether one task id is revoked.
 SELECT 1 FROM revocations WHERE header = '' AND value = :task_id AND expires_at_utc > :now;

@@ -18,6 +18,14 @@ SELECT lock_byte FROM workers WHERE lock_byte IS NOT NULL;
 -- The beat of a worker that has not been found gone; a claim under a retired name is refused.
 SELECT beat FROM workers WHERE worker_id = :worker AND lock_byte IS NOT NULL;
 
+-- name: get_claim_terms
+-- What every claim asks first, at once: whether its worker has not been found gone, whether the
+-- routing has changed, whether any message asks for a capability, whether anything is revoked.
+SELECT EXISTS (SELECT 1 FROM workers WHERE worker_id = :worker AND lock_byte IS NOT NULL),
+       (SELECT version FROM topology),
+       EXISTS (SELECT 1 FROM task_queue WHERE compatibility <> '{}'),
+       EXISTS (SELECT 1 FROM revocations);
+
 -- name: beat_worker
 -- Renews all leases of a worker: one row, however many messages it holds.
 UPDATE workers SET beat = beat + 1, heartbeat_utc = :now WHERE worker_id = :worker

@@ -30,10 +30,11 @@ SELECT id, CAST(status AS BLOB), typeof(type), typeof(queue), typeof(priority),
        typeof(run_after_utc), typeof(compatibility), CAST(run_after_utc AS BLOB),
        strftime('%Y-%m-%d %H:%M:%f', run_after_utc)
 FROM task_queue INDEXED BY ix_task_irregular
-WHERE status NOT IN ('queued', 'processing', 'completed', 'failed', 'cancelled')
+WHERE (status <> 'queued' AND status <> 'processing' AND status <> 'completed'
+       AND status <> 'failed' AND status <> 'cancelled')
    OR (status = 'queued' AND run_after_utc > updated_at_utc
        AND (substr(run_after_utc, 11, 1) <> ' ' OR length(run_after_utc) > 23))
-   OR (headers IS NULL AND status = 'queued' AND (
+   OR (status = 'queued' AND headers IS NULL AND (
           typeof(type) <> 'text' OR typeof(queue) <> 'text' OR typeof(priority) <> 'integer'
        OR typeof(run_after_utc) <> 'text' OR typeof(compatibility) <> 'text'))
 LIMIT :limit;

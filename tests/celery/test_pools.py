@@ -163,3 +163,23 @@ def test_prefetch_is_as_configured(
     house.wait(lambda: settled(house))
     attempts = house.database.execute("SELECT DISTINCT attempts, deaths, status FROM task_queue")
     assert [tuple(row) for row in attempts] == [(1, 0, "completed")]
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+@pytest.mark.parametrize("kind", ["gated", "gated_late"])
+def test_without_prefetch_a_worker_leaves_to_others_what_it_cannot_start(
+    house: Any, pool: str, kind: str
+) -> None:
+    """With ``worker_disable_prefetch``; early acknowledged tasks that run count as well."""
+    task = getattr(house.tasks, kind)
+    results = [task.delay(f"gate{number}", number) for number in range(5)]
+    first = house.worker("-P", pool, "-c", "2", "--disable-prefetch", name="w1")
+    house.wait(lambda: len(house.lines()) == 2)
+    second = house.worker("-P", pool, "-c", "2", "--disable-prefetch", name="w2")
+    house.wait(lambda: len(house.lines()) == 4)
+    assert house.database.stats(queue="celery").queued_tasks == 1
+    for number in range(5):
+        Path(f"{house.ledger}-gate{number}").touch()
+    assert [result.get(timeout=20) for result in results] == list(range(5))
+    assert "only supported for Redis" not in house.log("w1") + house.log("w2")
+    assert house.stop(first) == house.stop(second) == 0

@@ -36,8 +36,17 @@ class Caller:
         self.found: list[Any] = []
         self.changed: list[Any] = []
         self.woken = threading.Event()
+        self.watcher = watcher
         self.waiter = Waiter(task_id, self._found, self._changed if talkative else None)
         watcher.add([self.waiter])
+
+    def hears(self, times: int) -> bool:
+        """Wait until it has been told so often of a state that is not final."""
+        return self.watcher.wait(self.woken, lambda: len(self.changed) >= times, 10)
+
+    def finds(self) -> bool:
+        """Wait for the end; it watches for all the others meanwhile."""
+        return self.watcher.wait(self.woken, lambda: bool(self.found), 10)
 
     def _found(self, status: str, payload: Any) -> None:
         self.found.append((status, payload))
@@ -120,7 +129,7 @@ def test_a_waiter_is_told_once(store: Store, watcher: ResultWatcher) -> None:
     early = Caller(watcher, "a")
     store.results.store("a", "STARTED", "begun", None)
     store.results.store("a", "SUCCESS", "done", None)
-    assert early.woken.wait(10)
+    assert early.finds()
     late = Caller(watcher, "a")
     assert early.found == late.found == [("SUCCESS", "done")]
     assert early.changed == []
@@ -130,13 +139,11 @@ def test_a_talkative_waiter_hears_of_every_state(store: Store, watcher: ResultWa
     """Each once, in order, as long as they do not follow at once; others hear of the end alone."""
     caller, other = Caller(watcher, "a", talkative=True), Caller(watcher, "a")
     for step in range(3):
-        caller.woken.clear()
         store.results.store("a", "PROGRESS", str(step), None)
-        assert caller.woken.wait(10)
-    caller.woken.clear()
+        assert caller.hears(step + 1)
     store.results.store("a", "FAILURE", "end", None)
-    assert caller.woken.wait(10)
-    assert other.woken.wait(10)
+    assert caller.finds()
+    assert other.finds()
     assert caller.changed == [("PROGRESS", str(step)) for step in range(3)]
     assert caller.found == other.found == [("FAILURE", "end")]
     assert other.changed == []
@@ -149,7 +156,7 @@ def test_a_lost_note_is_made_up_for(store: Store, watcher: ResultWatcher) -> Non
     store.board.wait_no_more(caller.waiter.place, watcher._bell.number)  # type: ignore[union-attr]
     store.board.wait_for("a", number)
     store.results.store("a", "SUCCESS", "done", None)
-    assert caller.woken.wait(10)
+    assert caller.finds()
 
 
 def test_many_waiters_find_theirs(store: Store, watcher: ResultWatcher) -> None:
@@ -165,9 +172,7 @@ def test_many_waiters_find_theirs(store: Store, watcher: ResultWatcher) -> None:
         for name in names[300:]:
             store.results.store(name, "FAILURE", name, None)
     for caller, name in zip(callers, names, strict=True):
-        while not caller.found:
-            assert caller.woken.wait(20)
-            caller.woken.clear()
+        assert caller.finds()
         assert [payload for _, payload in caller.found] == [name]
 
 
@@ -182,27 +187,55 @@ def test_a_callback_that_fails_harms_nobody(
     watcher.add([Waiter("a", fail)])
     caller = Caller(watcher, "a")
     store.results.store("a", "SUCCESS", "done", None)
-    assert caller.woken.wait(10)
+    assert caller.finds()
     assert "What waited for the result of a failed." in caplog.text
 
 
-def test_who_waits_no_more_leaves_no_trace(
-    store: Store,
-    watcher: ResultWatcher,
-    wait_until: Callable[..., Any],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Neither a note on the board, nor, once the watcher has rested, a bell beside the file."""
-    monkeypatch.setattr("kombu_sqlite.waiting._IDLE_S", 0.3)
+def test_who_waits_no_more_leaves_no_note(store: Store, watcher: ResultWatcher) -> None:
+    """On the board, that somebody rings for nothing."""
     callers = [Caller(watcher, f"task-{number}") for number in range(200)]
     for caller in callers:
         watcher.discard(caller.waiter)
         watcher.discard(caller.waiter)
     assert watcher._places == watcher._waiting == {}
-    flags = store.board.flags()
-    assert not any(flags[16388:])
-    wait_until(lambda: watcher._thread is None, 20)
-    wait_until(lambda: not list(Path(store.database.path).parent.glob("*-bell-*")))
-    again = Caller(watcher, "again")
-    store.results.store("again", "SUCCESS", "done", None)
-    assert again.woken.wait(10)
+    assert not any(store.board.flags()[16388:])
+
+
+def test_a_closed_watcher_leaves_no_bell(store: Store, wait_until: Callable[..., Any]) -> None:
+    """Whoever waits then is let go by its timeout; a new watcher is none the worse."""
+    folder = Path(store.database.path).parent
+    closed = store.new_watcher(READY.__contains__)
+    left = Caller(closed, "a")
+    thread = threading.Thread(target=closed.wait, args=(left.woken, lambda: False, 0.3))
+    thread.start()
+    wait_until(closed._watch.locked)
+    closed.close()
+    assert not list(folder.glob("*-bell-*"))
+    thread.join(10)
+    assert not thread.is_alive()
+    again = Caller(store.new_watcher(READY.__contains__), "a")
+    store.results.store("a", "SUCCESS", "done", None)
+    assert again.finds()
+    assert left.found == []
+
+
+def test_the_watch_goes_to_another_thread(
+    store: Store, watcher: ResultWatcher, wait_until: Callable[..., Any]
+) -> None:
+    """When who watched has its result, or gives up: nobody is left to the net, or to nobody."""
+    callers = [Caller(watcher, f"task-{number}") for number in range(20)]
+
+    def wait(caller: Caller) -> None:
+        watcher.wait(caller.woken, lambda: bool(caller.found), 60)
+
+    threads = [threading.Thread(target=wait, args=(caller,)) for caller in callers]
+    for thread in threads:
+        thread.start()
+    wait_until(lambda: len(watcher._asleep) == len(threads))
+    for number in reversed(range(20)):
+        store.results.store(f"task-{number}", "SUCCESS", str(number), None)
+        threads[number].join(20)
+        assert callers[number].found == [("SUCCESS", str(number))]
+    assert not watcher.wait(threading.Event(), lambda: False, 0.01)
+    assert watcher._asleep == []
+    assert not watcher._watch.locked()
