@@ -67,11 +67,11 @@ class ConsumingChannel(DeclaringChannel):
         self.skipped_turn = False
         #: Whether the application reports by ``start`` when a message begins to execute.
         self.explicit_start = False
+        #: Called once at the end of the turn that hands messages over; None between turns.
+        self.at_turn_end: list[Callable[[], Any]] | None = None
         #: What the application makes of an exception of a callback: whether the message was to
         #: blame, and has been ended. Otherwise, and by default, it leaves the loop.
         self.on_callback_error: Callable[[Any, _Message, Exception], bool] | None = None
-        #: Called once at the end of the turn that hands messages over; None between turns.
-        self.at_turn_end: list[Callable[[], Any]] | None = None
         self.no_ack_consumers: set[str] = set()  # type: ignore[assignment]
         self._by_tag: dict[str, _Consumer] = {}
         self._buffer: deque[Delivery] = deque()
