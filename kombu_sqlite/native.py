@@ -17,8 +17,8 @@ from typing import Any
 
 __all__ = ("Thread", "Waker", "is_green", "local", "lock", "read", "write")
 
-#: The system's calls on descriptors that do not block. eventlet patches those of ``os``: where there
-#: is nothing to read its own wait, and whoever holds a lock meanwhile holds up everybody.
+#: The system's calls on descriptors that do not block. eventlet patches those of ``os``: where
+#: there is nothing to read its own wait, and whoever holds a lock meanwhile holds up everybody.
 _system: Any = sys.modules[os.name]
 read: Callable[[int, int], bytes] = _system.read
 write: Callable[[int, bytes], int] = _system.write
