@@ -1,10 +1,10 @@
 """Makes Celery complete on a queue file; ``celery`` commands load it by themselves.
 
 Rooms: ``continuing``, ``storing``, ``waiting``, ``chording``, ``backend`` (results), ``draining``,
-``starting``, ``endings``, ``requests`` (the life of a task in its row), ``owed`` (results of what
-the broker ended), ``control`` (cancel, revoke, retry), ``publishing`` (keys, batches),
-``bootsteps``, ``setting_up`` (``setup``), ``queue_file``, ``stats``, ``printing``, ``flower``,
-``cli``.
+``starting``, ``endings``, ``malformed``, ``requests`` (the life of a task in its row), ``owed``
+(results of what the broker ended), ``control`` (cancel, revoke, retry), ``publishing`` (keys,
+batches), ``bootsteps``, ``setting_up`` (``setup``), ``queue_file``, ``stats``, ``printing``,
+``flower``, ``cli``.
 
 Importing it connects one ``worker_init`` receiver, which acts only on a worker whose broker is a
 queue file. Apps on another broker are untouched.

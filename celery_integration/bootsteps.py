@@ -16,6 +16,7 @@ from kombu_sqlite.channel import Channel
 
 from .control import revoke_stamps, revoke_tasks
 from .draining import drain_before_flush
+from .malformed import refuse_malformed, watch_refusals
 from .owed import Payer
 
 __all__ = ("Leases", "Outcomes")
@@ -25,7 +26,7 @@ class Leases(bootsteps.StartStopStep):
     """Tells the worker's channel that starts are reported by the requests themselves.
 
     So a message that was only prefetched when its worker died counts no death, and one that runs
-    keeps its lease when the connection is closed and opened again.
+    keeps its lease when the connection is closed and opened again. One that is no task fails.
     """
 
     requires = ("celery.worker.consumer.tasks:Tasks",)
@@ -42,6 +43,8 @@ class Leases(bootsteps.StartStopStep):
         if isinstance(channel, Channel):
             channel.explicit_start = True
             channel.on_refused = getattr(c.controller, "_quick_release", channel.on_refused)
+            channel.on_callback_error = refuse_malformed
+            watch_refusals(c)
             channel.store.session().describe(c.hostname, c.pool.num_processes if c.pool else None)
             if c.app.conf.worker_disable_prefetch:
                 channel.qos.hold_at_most = functools.partial(_processes, c)

@@ -122,7 +122,7 @@ class Payer(threading.Thread):
         backend = self._app.backend
         if isinstance(backend, SQLiteBackend):
             for group_id in backend.store.chords.list_due(_CHORD_LATE_S):
-                backend.finish_chord(group_id)
+                self._guarded(functools.partial(backend.finish_chord, group_id))
 
     def end_followers(self) -> None:
         """End the duplicates whose first task has ended; their results are then owed."""

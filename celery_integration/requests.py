@@ -25,6 +25,7 @@ from kombu_sqlite.channel import Channel
 
 from .continuing import continuing
 from .endings import DEADLY, REJECTIONS_ARE_STORED, End, as_lost, end_of
+from .malformed import check_task
 from .starting import RETRY_AFTER_S, starting_first
 
 __all__ = ("LeasedRequest", "combine")
@@ -61,6 +62,7 @@ class LeasedRequest:
         super().__init__(message, *args, **kwargs)  # type: ignore[call-arg]
         channel = message.channel
         if isinstance(channel, Channel) and channel.explicit_start:
+            check_task(self, self._body if self._decoded else message.payload)  # type: ignore[attr-defined]
             delivery = (channel.store.database.path, message.delivery_tag)
             self._request_dict["sqlite_delivery"] = delivery  # type: ignore[attr-defined]
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from celery import states
 from celery.result import result_from_tuple
+from kombu.exceptions import DecodeError
 
 from kombu_sqlite import DeliveryTag, Store
 
@@ -23,6 +24,15 @@ def delivery_of(request: Any, store: Store) -> DeliveryTag | None:
     return None if tag.transient else tag  # a transient message has no row
 
 
+@contextmanager
+def _reading(what: str) -> Iterator[None]:
+    """Tell of damage by the error that Celery knows for it; others may have written the file."""
+    try:
+        yield
+    except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as exc:
+        raise DecodeError(f"The stored {what} is damaged: {exc!r}") from exc
+
+
 class StoringMixin:
     """The part of the backend that stores and finds."""
 
@@ -33,7 +43,6 @@ class StoringMixin:
     encode: Callable[[Any], Any]
     decode: Callable[[Any], Any]
     encode_result: Callable[[Any, str], Any]
-    decode_result: Callable[[Any], dict[str, Any]]
     _get_result_meta: Callable[..., dict[str, Any]]
 
     @property
@@ -68,7 +77,7 @@ class StoringMixin:
     def _write(
         self, task_id: str, state: str, meta: str | bytes | None, request: Any = None
     ) -> None:
-        if meta is not None:
+        if meta is not None and task_id is not None:  # a message without an id has no result
             expires_s = None if self._is_kept(request) else self._expires_s(state)
             self.store.results.store(task_id, state, meta, expires_s)
 
@@ -116,6 +125,17 @@ class StoringMixin:
         """Return whether anything is stored for a task."""
         return self.store.results.get(task_id) is not None
 
+    def decode_result(self, payload: Any) -> dict[str, Any]:
+        """Return a task's state and result as they were stored.
+
+        Raises:
+            DecodeError: somebody has damaged them; whoever reads others notices nothing.
+        """
+        with _reading("result"):
+            meta: dict[str, Any] = super().decode_result(payload)  # type: ignore[misc]
+            meta["result"]  # what Celery reads next
+        return meta
+
     def _forget(self, task_id: str) -> None:
         self.store.results.forget(task_id)
 
@@ -125,11 +145,12 @@ class StoringMixin:
         return result
 
     def _restore_group(self, group_id: str) -> dict[str, Any] | None:
-        payload = self.store.results.get_group(group_id)
-        if payload is None:
-            return None
-        meta: dict[str, Any] = self.decode(payload)
-        meta["result"] = result_from_tuple(meta["result"], self.app)
+        with _reading("group"):
+            payload = self.store.results.get_group(group_id)
+            if payload is None:
+                return None
+            meta: dict[str, Any] = self.decode(payload)
+            meta["result"] = result_from_tuple(meta["result"], self.app)
         return meta
 
     def _delete_group(self, group_id: str) -> None:

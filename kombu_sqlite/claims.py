@@ -106,7 +106,7 @@ class Claims:
         if not self._has_lanes:
             return (_PLAIN_LANE,)
         rows = handle.all(statement("list_lanes"), {"queue": queue})
-        lanes = [bytes(lane).decode("utf-8") for (lane,) in rows]
+        lanes = [bytes(lane).decode("utf-8") for lane, kind in rows if kind == "text"]
         return [lane for lane in lanes if meets(capabilities, lane)]
 
     # -- claiming ------------------------------------------------------------------------------
@@ -175,7 +175,7 @@ class Claims:
         self, handle: Handle, terms: dict[str, Any], queue: str, limit: int
     ) -> list[Delivery]:
         rows = handle.all(statement("claim_transient"), {**terms, "queue": queue, "limit": limit})
-        rows.sort(key=lambda row: (row[3], row[0]))
+        rows.sort(key=lambda row: (_rank(row[3]), row[0]))
         return [
             Delivery(
                 DeliveryTag(row_id, number, True),

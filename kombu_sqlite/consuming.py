@@ -69,6 +69,9 @@ class ConsumingChannel(DeclaringChannel):
         self.explicit_start = False
         #: Called once at the end of the turn that hands messages over; None between turns.
         self.at_turn_end: list[Callable[[], Any]] | None = None
+        #: What the application makes of an exception of a callback: whether the message was to
+        #: blame, and has been ended. Otherwise, and by default, it leaves the loop.
+        self.on_callback_error: Callable[[Any, _Message, Exception], bool] | None = None
         self.no_ack_consumers: set[str] = set()  # type: ignore[assignment]
         self._by_tag: dict[str, _Consumer] = {}
         self._buffer: deque[Delivery] = deque()
@@ -244,9 +247,16 @@ class ConsumingChannel(DeclaringChannel):
             self.qos.append(message, message.delivery_tag)
             if consumer.no_ack:
                 self.qos.ack(message.delivery_tag)
-            consumer.callback(message)
+            self._call(consumer, message)
             return True
         return False
+
+    def _call(self, consumer: _Consumer, message: _Message) -> None:
+        try:
+            consumer.callback(message)
+        except Exception as exc:
+            if self.on_callback_error is None or not self.on_callback_error(self, message, exc):
+                raise
 
     def _consumer_of(self, queue: str) -> _Consumer | None:
         """Return the next consumer of ``queue``, in turn when there are several."""

@@ -202,7 +202,9 @@ def decode(delivery: Delivery, redis_order: bool) -> Content:
 
 def _decode_foreign(delivery: Delivery, redis_order: bool) -> Content:
     args, kwargs, _ = payload = foreign_body(delivery.payload)
-    task_id = delivery.task_id  # minted by the claim
+    task_id = delivery.task_id  # minted by the claim where there was none
+    if not isinstance(task_id, str):
+        raise BadMessageError(f"task_id is not text: {task_id!r}")
     headers: dict[str, Any] = {
         "lang": "py",
         "task": delivery.type,

@@ -84,28 +84,28 @@ class Housekeeping:
     def fail_unclaimable(self) -> None:
         """Fail what no consumer can ask for, with the reason.
 
-        That is what stands under a queue's name that is not UTF-8, and what is ready with a
+        That is what stands under a queue's name that is not UTF-8 text, and what is ready with a
         ``compatibility`` that is not a JSON object.
         """
-        lanes: list[tuple[str, bytes]] = []
-        unreadable: list[bytes] = []
+        lanes: list[tuple[str, bytes, str]] = []
+        unreadable: list[tuple[bytes, str]] = []
         with self._database.reading() as handle:
             any_lane = handle.one(statement("any_lane")) is not None
-            for (raw,) in handle.all(statement("list_queue_names")):
-                try:
-                    queue = bytes(raw).decode("utf-8")
-                except UnicodeDecodeError:
-                    unreadable.append(bytes(raw))
-                    continue
-                if any_lane:
+            for raw, kind in handle.all(statement("list_queue_names")):
+                queue = _name_of(raw, kind)
+                if queue is None:
+                    unreadable.append((bytes(raw), kind))
+                elif any_lane:
                     found = handle.all(statement("list_lanes"), {"queue": queue})
-                    lanes.extend((queue, bytes(lane)) for (lane,) in found)
-        for name in unreadable:
-            self._fail("list_queued_in", {"queue": name}, f"queue is not UTF-8: {name!r}")
-        for queue, lane in lanes:
-            if requirements(readable(lane)) is None:
+                    lanes.extend((queue, bytes(lane), kind) for lane, kind in found)
+        for name, kind in unreadable:
+            values: dict[str, Any] = {"queue": name, "kind": kind}
+            self._fail("list_queued_in", values, f"queue is not UTF-8 text: {name!r}")
+        for queue, lane, kind in lanes:
+            if kind == "blob" or requirements(readable(lane)) is None:
+                values = {"queue": queue, "lane": lane, "kind": kind}
                 reason = f"compatibility is not a JSON object: {readable(lane)!r}"
-                self._fail("list_ready_in_lane", {"queue": queue, "lane": lane}, reason)
+                self._fail("list_ready_in_lane", values, reason)
 
     def _fail(self, name: str, values: dict[str, Any], reason: str) -> None:
         with self._database.transaction() as handle:
@@ -162,6 +162,16 @@ class Housekeeping:
             if frames * FRAME_BYTES > _LARGE_LOG_BYTES:
                 restart(connection, _RESTART_WAIT_MS, int(self._options.busy_timeout * 1000))
             return frames * FRAME_BYTES > _LARGE_LOG_BYTES // 2
+
+
+def _name_of(raw: bytes, kind: str) -> str | None:
+    """Return a queue's name; None when it is none that a consumer can ask for."""
+    if kind != "text":
+        return None
+    try:
+        return bytes(raw).decode("utf-8")
+    except UnicodeDecodeError:
+        return None
 
 
 def _quarantine(handle: Handle, row_id: int, reason: str) -> None:

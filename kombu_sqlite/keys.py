@@ -72,7 +72,7 @@ def _arguments(payload: Any) -> Any:
     """Return what of a payload counts as arguments; a protocol 2 body also holds callbacks."""
     try:
         found = json.loads(payload)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RecursionError):
         return payload.encode() if isinstance(payload, str) else payload
     return found[:2] if isinstance(found, list) else found
 

@@ -47,6 +47,10 @@ NETWORK_FILE_SYSTEMS = frozenset(
 
 Identity = tuple[int, int]
 
+#: Bytes: SQLite's 512 with ``-journal``, and a file system's 255 with ``-bell-16384``.
+_LONGEST_PATH = 504
+_LONGEST_NAME = 244
+
 
 def default_path() -> str:
     """Return ``$KOMBU_SQLITE_PATH``, else ``kombu-sqlite/queue.db`` in the user's data folder."""
@@ -72,7 +76,7 @@ def ensure_usable(path: str) -> str:
         raise QueueLocationError(
             "A queue needs a plain file path, not ':memory:' or a 'file:' URI; give a path."
         )
-    path = os.path.realpath(path)
+    path = _plain_text(path)
     folder = os.path.dirname(path)
     try:
         os.makedirs(folder, exist_ok=True)
@@ -103,6 +107,26 @@ def ensure_usable(path: str) -> str:
         raise QueueLocationError(
             f"{path!r} lies on a network file system ({kind}), where SQLite loses data; "
             "choose a local disk."
+        )
+    return path
+
+
+def _plain_text(path: str) -> str:
+    """Return the absolute path, if it is one that SQLite and the files beside it can have.
+
+    SQLite takes it as UTF-8, which ends at a NUL.
+    """
+    try:
+        path = os.path.realpath(path)
+        size, name_size = len(path.encode("utf-8")), len(os.path.basename(path).encode("utf-8"))
+    except ValueError as exc:
+        raise QueueLocationError(
+            f"The path {path!r} is not valid text ({exc}); choose another one."
+        ) from exc
+    if size > _LONGEST_PATH or name_size > _LONGEST_NAME:
+        raise QueueLocationError(
+            f"The path {path!r} is too long for SQLite and the files beside it; choose one of at "
+            f"most {_LONGEST_PATH} bytes whose last part has at most {_LONGEST_NAME}."
         )
     return path
 

@@ -27,6 +27,9 @@ class Message(BaseMessage):
         BadMessageError: the row was written by another program and makes no sense.
     """
 
+    #: Why the application cannot use it, if so: acknowledged or rejected, it then ends as failed.
+    malformed: str | None = None
+
     def __init__(
         self, delivery: Delivery, channel: ConsumingChannel, consumer_tag: str | None = None
     ) -> None:
@@ -49,3 +52,20 @@ class Message(BaseMessage):
             channel=channel,
         )
         self.delivery = delivery
+
+    def ack(self, multiple: bool = False) -> None:
+        """End it as completed, unless it is malformed."""
+        if not self._fail_malformed():
+            super().ack(multiple)  # type: ignore[no-untyped-call]
+
+    def reject(self, requeue: bool = False) -> None:
+        """End it as failed, or put it back unless it is malformed."""
+        if not self._fail_malformed():
+            super().reject(requeue)  # type: ignore[no-untyped-call]
+
+    def _fail_malformed(self) -> bool:
+        if self.malformed is None:
+            return False
+        self._state = "REJECTED"
+        self.channel.end(self.delivery_tag, "failed", self.malformed, quiet=True)
+        return True

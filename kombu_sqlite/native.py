@@ -17,8 +17,8 @@ from typing import Any
 
 __all__ = ("Thread", "Waker", "is_green", "local", "lock", "read", "write")
 
-#: The system's calls on descriptors that do not block. eventlet patches those of ``os``: where there
-#: is nothing to read its own wait, and whoever holds a lock meanwhile holds up everybody.
+#: The system's calls on descriptors that do not block. eventlet patches those of ``os``: where
+#: there is nothing to read its own wait, and whoever holds a lock meanwhile holds up everybody.
 _system: Any = sys.modules[os.name]
 read: Callable[[int, int], bytes] = _system.read
 write: Callable[[int, bytes], int] = _system.write
@@ -133,6 +133,7 @@ class Thread:
 
     def _run(self) -> None:
         _own_idents.add(get_ident())
+        sys.settrace(threading.gettrace())  # as threading does: debuggers follow
         try:
             self._target()
         except BaseException as exc:  # noqa: BLE001 - handed to threading.excepthook, whole

@@ -32,6 +32,10 @@ KOMBU_OPTIONS = frozenset(
 )
 
 
+#: Characters of a refused value that an error shows.
+_SHOWN = 200
+
+
 def _number(minimum: float, maximum: float) -> Callable[[Any], float]:
     def convert(value: Any) -> float:
         if isinstance(value, bool):
@@ -96,10 +100,12 @@ def _mode(value: Any) -> int:
 
 def _capabilities(value: Any) -> dict[str, Any]:
     """a JSON object such as {"region": "eu"}"""  # noqa: D400, D403 - the text completes an error message
+    if isinstance(value, Mapping):
+        value = json.dumps(dict(value))  # consumers tell each other in JSON
     found = json.loads(value) if isinstance(value, str) else value
-    if not isinstance(found, Mapping):
+    if not isinstance(found, dict):
         raise ValueError
-    return dict(found)
+    return found
 
 
 def _option(default: Any, convert: Callable[[Any], Any], text: str, **more: Any) -> Any:
@@ -167,7 +173,7 @@ class Options:
     )
     mmap_size: int = _option(0, _integer(0, 2**40), "bytes of the file to map into memory")
     wal_autocheckpoint: int = _option(
-        4000,
+        8000,
         _integer(100, 16000),
         "pages in the write-ahead log at which a writer moves them into the file",
     )
@@ -208,10 +214,19 @@ class Options:
 def _converted(name: str, value: Any, convert: Callable[[Any], Any]) -> Any:
     try:
         return convert(value)
-    except (TypeError, ValueError, OverflowError):
+    except (TypeError, ValueError, OverflowError, RecursionError):
         raise QueueOptionError(
-            f"Option {name!r} is {value!r}; it must be {convert.__doc__}."
+            f"Option {name!r} is {_shown(value)}; it must be {convert.__doc__}."
         ) from None
+
+
+def _shown(value: Any) -> str:
+    """Return a value as it is written, short enough for a sentence."""
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # too deep, or too many digits
+        return f"no such {type(value).__name__}"
+    return text if len(text) <= _SHOWN else text[:_SHOWN] + "…"
 
 
 def _unknown(name: object, known: list[str]) -> str:

@@ -12,11 +12,13 @@ from collections.abc import Iterable, Iterator
 from .bells import BellBoard
 from .clock import after_text, to_text
 from .database import Database
+from .foreign import readable
 from .sql import statement
 
 __all__ = ("Results",)
 
 _CLEAN_AT_ONCE = 500
+_DAMAGED = "FAILURE"
 
 #: A result as its serializer wrote it.
 Payload = str | bytes
@@ -58,18 +60,27 @@ class Results:
         return None
 
     def get_many(self, task_ids: Iterable[str]) -> Iterator[tuple[str, int, str, Payload]]:
-        """Yield id, sequence number, state and what was stored, of tasks that have a result."""
+        """Yield id, sequence number, state and what was stored, of tasks that have a result.
+
+        One whose text is not UTF-8 comes as bytes, and failed: whoever waits shall find out.
+        """
         now = to_text(time.time())
         for task_id in task_ids:
+            values = {"task_id": task_id, "now": now}
             with self._database.reading() as handle:
-                row = handle.one(statement("get_result"), {"task_id": task_id, "now": now})
+                try:
+                    row = handle.one(statement("get_result"), values)
+                except UnicodeDecodeError:
+                    row = handle.one(statement("get_result_as_bytes"), values)
+                    row = row and (row[0], _DAMAGED, row[1])
             if row is not None:
                 yield (task_id, *row)
 
     def since(self, seq: int) -> list[tuple[int, str, str]]:
         """Return sequence number, task id and state of what was stored after ``seq``."""
         with self._database.reading() as handle:
-            return handle.all(statement("list_results_since"), {"seq": seq})
+            rows = handle.all(statement("list_results_since"), {"seq": seq})
+        return [(seq, readable(task_id), readable(status)) for seq, task_id, status in rows]
 
     def last_seq(self) -> int:
         """Return the sequence number of the newest result."""

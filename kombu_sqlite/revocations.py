@@ -60,7 +60,7 @@ def carries(headers: str | bytes | None, stamps: Stamps) -> bool:
     """Return whether a message's headers carry one of ``stamps``."""
     try:
         found = json.loads(headers or "{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     if not isinstance(found, dict) or not isinstance(found.get("stamps"), dict):
         return False

@@ -136,10 +136,10 @@ def task_values(
     idempotency_key: str | None = None,
 ) -> dict[str, Any]:
     """Return the columns of a task to enqueue."""
-    text = payload if isinstance(payload, str) else json.dumps(payload)
     try:
+        text = payload if isinstance(payload, str) else json.dumps(payload)
         json.loads(text)
-    except ValueError as exc:
+    except (ValueError, RecursionError) as exc:
         raise ValueError(f"payload must be JSON: {exc}") from exc
     now = now_text()
     run_after = now

@@ -177,22 +177,25 @@ class ResultWatcher:
         bell = self._bell
         assert bell is not None
         rung = True
+        while self._listen(bell, rung):
+            try:
+                self._look()
+            except QueueDatabaseError as exc:
+                logger.warning("Results could not be read yet: %s", exc)
+            left_s = deadline - time.monotonic()
+            if is_over() or left_s <= 0:
+                break
+            rung = bool(wait_readable([bell.fileno()], min(left_s, _NET_S)))
+
+    def _listen(self, bell: Bell, rung: bool) -> bool:
+        """Let the bell be rung from now on; return False once the watcher is closed."""
         try:
-            while True:
-                if rung:
-                    bell.clear()
-                bell.sleep()
-                try:
-                    self._look()
-                except QueueDatabaseError as exc:
-                    logger.warning("Results could not be read yet: %s", exc)
-                left_s = deadline - time.monotonic()
-                if is_over() or left_s <= 0 or self._closed:
-                    bell.wake()
-                    return
-                rung = bool(wait_readable([bell.fileno()], min(left_s, _NET_S)))
+            if rung:
+                bell.clear()
+            bell.sleep()
         except ValueError:  # the board was closed, with its store
             self._closed = True
+        return not self._closed
 
     def _own_bell(self) -> Bell:
         """Return a bell that no other process uses; the kernel frees its byte at our death.

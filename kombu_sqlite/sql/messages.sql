@@ -101,7 +101,7 @@ WITH RECURSIVE lane(compatibility) AS (
              WHERE t.queue = :queue AND t.compatibility > lane.compatibility
                AND t.status = 'queued' AND t.run_after_utc <= t.updated_at_utc)
       FROM lane WHERE lane.compatibility IS NOT NULL)
-SELECT CAST(compatibility AS BLOB) FROM lane WHERE compatibility IS NOT NULL;
+SELECT CAST(compatibility AS BLOB), typeof(compatibility) FROM lane WHERE compatibility IS NOT NULL;
 
 -- name: peek_ready
 -- Whether a queue has a ready message in one lane; the check before sleeping is this read.
@@ -224,6 +224,7 @@ SELECT id,
        CASE WHEN typeof(delivery_no) = 'text' THEN CAST(delivery_no AS BLOB) END,
        CASE WHEN typeof(attempts) = 'text' THEN CAST(attempts AS BLOB) END,
        CASE WHEN typeof(max_attempts) = 'text' THEN CAST(max_attempts AS BLOB) END,
+       CASE WHEN typeof(cancel_requested) = 'text' THEN CAST(cancel_requested AS BLOB) END,
        CASE WHEN typeof(deaths) = 'text' THEN CAST(deaths AS BLOB) END
 FROM task_queue INDEXED BY ix_task_status_prio_time
 WHERE queue = :queue AND status = 'queued' AND run_after_utc <= updated_at_utc;

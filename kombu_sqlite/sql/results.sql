@@ -13,9 +13,15 @@ VALUES (:task_id, :status, :meta, :now, :expires_at) ON CONFLICT (task_id) DO NO
 SELECT seq, status, meta FROM task_results
 WHERE task_id = :task_id AND (expires_at_utc IS NULL OR expires_at_utc > :now);
 
+-- name: get_result_as_bytes
+-- The same, of one whose text cannot be decoded.
+SELECT seq, CAST(meta AS BLOB) FROM task_results
+WHERE task_id = :task_id AND (expires_at_utc IS NULL OR expires_at_utc > :now);
+
 -- name: list_results_since
--- The tasks whose state was stored after what a watcher has seen.
-SELECT seq, task_id, status FROM task_results WHERE seq > :seq ORDER BY seq;
+-- The tasks whose state was stored after what a watcher has seen, as bytes: one nobody can read
+-- must not hide the others.
+SELECT seq, CAST(task_id AS BLOB), CAST(status AS BLOB) FROM task_results WHERE seq > :seq ORDER BY seq;
 
 -- name: get_last_seq
 -- Where a watcher starts.

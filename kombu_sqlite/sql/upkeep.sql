@@ -30,10 +30,11 @@ SELECT id, CAST(status AS BLOB), typeof(type), typeof(queue), typeof(priority),
        typeof(run_after_utc), typeof(compatibility), CAST(run_after_utc AS BLOB),
        strftime('%Y-%m-%d %H:%M:%f', run_after_utc)
 FROM task_queue INDEXED BY ix_task_irregular
-WHERE status NOT IN ('queued', 'processing', 'completed', 'failed', 'cancelled')
+WHERE (status <> 'queued' AND status <> 'processing' AND status <> 'completed'
+       AND status <> 'failed' AND status <> 'cancelled')
    OR (status = 'queued' AND run_after_utc > updated_at_utc
        AND (substr(run_after_utc, 11, 1) <> ' ' OR length(run_after_utc) > 23))
-   OR (headers IS NULL AND status = 'queued' AND (
+   OR (status = 'queued' AND headers IS NULL AND (
           typeof(type) <> 'text' OR typeof(queue) <> 'text' OR typeof(priority) <> 'integer'
        OR typeof(run_after_utc) <> 'text' OR typeof(compatibility) <> 'text'))
 LIMIT :limit;
@@ -45,23 +46,26 @@ WITH RECURSIVE name(queue) AS (
     UNION ALL
     SELECT (SELECT min(c.queue) FROM task_counts c WHERE c.queue > name.queue)
       FROM name WHERE name.queue IS NOT NULL)
-SELECT CAST(queue AS BLOB) FROM name
+SELECT CAST(queue AS BLOB), typeof(queue) FROM name
 WHERE EXISTS (SELECT 1 FROM task_counts c
                WHERE c.queue = name.queue AND c.status = 'queued' AND c.tasks > 0);
 
 -- name: list_queued_in
--- Rows queued in a queue whose name is given as bytes.
+-- Rows queued in a queue whose name is given as bytes, and whether they are text or blob.
 SELECT id FROM task_queue INDEXED BY ix_task_status_prio_time
-WHERE queue = CAST(:queue AS TEXT) AND status = 'queued' AND run_after_utc <= updated_at_utc
+WHERE queue = CASE :kind WHEN 'blob' THEN :queue ELSE CAST(:queue AS TEXT) END
+  AND status = 'queued' AND run_after_utc <= updated_at_utc
 UNION ALL
 SELECT id FROM task_queue INDEXED BY ix_task_waiting
-WHERE queue = CAST(:queue AS TEXT) AND status = 'queued' AND run_after_utc > updated_at_utc
+WHERE queue = CASE :kind WHEN 'blob' THEN :queue ELSE CAST(:queue AS TEXT) END
+  AND status = 'queued' AND run_after_utc > updated_at_utc
 LIMIT :limit;
 
 -- name: list_ready_in_lane
--- Ready rows of one lane, whose name is given as bytes.
+-- Ready rows of one lane, whose name is given as bytes, and whether they are text or blob.
 SELECT id FROM task_queue INDEXED BY ix_task_status_prio_time
-WHERE queue = :queue AND compatibility = CAST(:lane AS TEXT)
+WHERE queue = :queue
+  AND compatibility = CASE :kind WHEN 'blob' THEN :lane ELSE CAST(:lane AS TEXT) END
   AND status = 'queued' AND run_after_utc <= updated_at_utc LIMIT :limit;
 
 -- name: normalise_run_after

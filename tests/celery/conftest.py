@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,14 @@ class Lab:
         process.send_signal(signal.SIGTERM)
         return process.wait(60)
 
+    def end(self) -> None:
+        """Let what still runs end in good order, if it does so soon."""
+        for process in self.processes:
+            process.terminate()
+        for process in self.processes:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(10)
+
     def close(self) -> None:
         """Kill everything."""
         for process in self.processes:
@@ -198,6 +207,7 @@ def make_station(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[
 
     yield make
     for lab in reversed(made):
+        lab.end()  # a worker shared by many tests leaves what coverage has seen
         lab.close()
 
 
@@ -208,6 +218,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     try:
         lab.worker("-c", "2")
         yield lab
+        lab.end()
     finally:
         lab.close()
 

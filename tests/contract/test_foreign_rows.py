@@ -62,7 +62,7 @@ def test_a_queue_nobody_can_name_keeps_no_row(
     assert [d.type for d in database.claim(limit=2)] == ["good"]
     for _ in range(2):
         wait_until(lambda: state(database)[0] == "failed")
-        assert "malformed row: queue is not UTF-8" in state(database)[1]
+        assert "malformed row: queue is not UTF-8 text" in state(database)[1]
         assert database.retry(1)
 
 

@@ -65,6 +65,19 @@ def test_a_transaction_outlives_the_loss_of_the_session(database: QueueDatabase)
     assert database.get(1).locked_by != worker
 
 
+def test_who_was_silent_too_long_claims_under_a_new_name(database: QueueDatabase) -> None:
+    """What it held is another's; the next claim needs no help."""
+    database.enqueue("a")
+    (lost,) = database.claim()
+    database._store.session().give_up()
+    database.enqueue("b")
+    found = database.claim()
+    assert [delivery.type for delivery in found] in (["a"], ["b"])
+    with pytest.raises(LeaseLost):
+        database.complete(lost)
+    database.complete(found[0])
+
+
 def test_a_failed_task_says_why_and_can_be_retried(database: QueueDatabase) -> None:
     """Its row is the same."""
     task = database.enqueue("t")

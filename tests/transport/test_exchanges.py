@@ -146,9 +146,19 @@ def test_a_transient_reply_to_a_queue_that_is_gone_is_dropped(connection: Connec
     assert not connection.default_channel._has_queue("reply-1")
 
 
+def test_an_exchange_nobody_declared_is_bound_to_nothing(connection: Connection) -> None:
+    """The queue stays without it."""
+    channel = connection.default_channel
+    channel.queue_declare("q")
+    with pytest.raises(ChannelError, match="no exchange 'nothing'"):
+        channel.queue_bind("q", "nothing", "k")
+    assert channel.get_table("nothing") == []
+
+
 def test_bindings_are_listed(connection: Connection) -> None:
     """For Kombu's management."""
     declare(connection, "direct", {"one": "k"})
     assert ("one", "x-direct", "k") in connection.default_channel.list_bindings()
+    assert connection.default_channel.get_table("x-direct") == [("k", None, "one")]
     found = connection.get_manager().get_bindings()
     assert {"destination": "one", "source": "x-direct", "routing_key": "k"} in found

@@ -136,6 +136,29 @@ def test_priorities_mean_what_the_order_says(priority: Any, amqp: int, redis: in
     assert encode(raw, "", "q", True).priority == redis
 
 
+@pytest.mark.parametrize("priority", ["high", [], float("nan")])
+def test_a_priority_that_is_no_number_is_the_normal_one(priority: Any) -> None:
+    """And comes back as it was sent."""
+    raw = message("1", {}, priority=priority)
+    assert encode(raw, "", "q", False).priority == 100
+    assert repr(round_trip(raw).properties["priority"]) == repr(priority)
+
+
+@pytest.mark.parametrize(
+    ("expiration", "ttl_ms"), [("1500", 1500), (2.9, 2), ("-5", 0), ("soon", None), ("inf", None)]
+)
+def test_an_expiration_is_milliseconds_or_none(expiration: Any, ttl_ms: int | None) -> None:
+    """One that is no number never ends a message."""
+    assert encode(message("1", {}, expiration=expiration), "", "q", False).ttl_ms == ttl_ms
+
+
+def test_a_time_that_is_none_is_left_to_the_worker() -> None:
+    """It refuses the task, with Celery's own words; until then the message is due."""
+    headers = {"task": "t", "id": "7", "eta": "soon", "expires": 5}
+    row = encode(message("", headers), "", "q", False)
+    assert (row.run_after, row.expires_at) == (None, None)
+
+
 def test_a_celery_task_fills_the_documented_columns() -> None:
     """Type, task id, due time and expiry are read off the headers."""
     headers = {
