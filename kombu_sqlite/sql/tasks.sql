@@ -70,9 +70,14 @@ WHERE id = :id AND status = 'queued';
 
 -- name: retry_ended
 -- Puts a failed or cancelled row back into its queue with its deaths forgotten. cancel_requested -1:
--- ids and stamps revoked before do not count for it any more.
+-- ids and stamps revoked before do not count for it any more. The ETA and expiry that a worker would
+-- read in a task's headers do not either.
 UPDATE task_queue SET
     status = 'queued', updated_at_utc = :now, run_after_utc = min(run_after_utc, :now),
+    headers = CASE
+        WHEN json_valid(headers) AND json_type(headers, '$.task') = 'text'
+            AND 'text' IN (json_type(headers, '$.eta'), json_type(headers, '$.expires'))
+        THEN json_set(headers, '$.eta', NULL, '$.expires', NULL) ELSE headers END,
     finished_at_utc = NULL, error_message = NULL, deaths = 0, outcome_pending = 0,
     locked_by = NULL, lease_until_utc = NULL, reserved_at_utc = NULL,
     processing_started_utc = NULL, expires_at_utc = NULL, cancel_requested = -1, acked_early = 0,

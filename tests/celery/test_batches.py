@@ -12,7 +12,6 @@ import celery_integration
 from kombu_sqlite import QueueDatabase
 from kombu_sqlite.publishing import Publisher
 
-
 #: Kombu 5.6 has no batches: there a block publishes each task at once.
 BATCHES = hasattr(Producer, "batch")
 

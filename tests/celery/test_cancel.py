@@ -275,6 +275,20 @@ def test_a_task_put_back_runs(house: Any) -> None:
     assert celery_integration.retry(house.app, "unknown") is None
 
 
+def test_a_delayed_or_expired_task_put_back_runs_at_once(house: Any) -> None:
+    """Whoever puts it back wants it now, whatever its ETA and expiry said."""
+    house.worker("-P", "solo")
+    delayed = house.tasks.add.apply_async((1, 1), countdown=3600)
+    expired = house.tasks.add.apply_async((2, 2), countdown=0.5, expires=0.2)
+    celery_integration.cancel(house.app, delayed.id)
+    for result in (delayed, expired):
+        assert_revoked(result)
+        house.wait(lambda: settled(house))
+        celery_integration.retry(house.app, result.id)
+    found = [house.app.AsyncResult(result.id).get(timeout=10) for result in (delayed, expired)]
+    assert found == [2, 4]
+
+
 def test_an_expired_a_purged_and_a_deleted_task_are_revoked(house: Any) -> None:
     """Their callers are told by the next worker; nothing of them runs."""
     expired = house.tasks.add.apply_async((1, 1), expires=0.01)
