@@ -184,3 +184,20 @@ def test_without_prefetch_a_worker_leaves_to_others_what_it_cannot_start(
     assert [result.get(timeout=20) for result in results] == list(range(5))
     assert "only supported for Redis" not in house.log("w1") + house.log("w2")
     assert house.stop(first) == house.stop(second) == 0
+
+
+@pytest.mark.parametrize("pool", ["threads", "solo"])
+def test_a_pool_that_cannot_terminate_lets_a_task_end(house: Any, pool: str) -> None:
+    """With its own result, which its caller gets; the worker goes on."""
+    house.worker("-P", pool, "-c", "1")
+    result = house.tasks.gated.delay("one", 1)
+    house.wait(lambda: house.lines() == ["begin one"])
+    outcome = celery_integration.cancel(house.app, result.id, terminate=True)
+    assert outcome.status == "running"
+    if pool == "threads":  # solo hears nothing while it runs a task
+        house.wait(lambda: "does not implement kill_job" in house.log())
+    Path(f"{house.ledger}-one").touch()
+    assert result.get(timeout=20) == 1
+    assert house.tasks.add.delay(1, 1).get(timeout=20) == 2
+    house.wait(lambda: settled(house))
+    assert house.database.get(result.id).status == "completed"
