@@ -152,7 +152,7 @@ def test_a_cancelled_task_leaves_the_queue_of_a_rate_limit(house: Any) -> None:
     assert time.monotonic() - began > 1
     assert house.stop(worker) == 0
     done = len(house.lines())
-    assert house.lines() == [f"sum {number + 100}" for number in range(done + 1) if number != 5]
+    assert sorted(house.lines()) == [f"sum {n + 100}" for n in range(done + 1) if n != 5]
     rows = house.database.execute(
         "SELECT status, attempts, deaths, count(*) FROM task_queue WHERE status <> 'cancelled' "
         "GROUP BY 1, 2, 3 ORDER BY 1"
