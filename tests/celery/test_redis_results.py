@@ -13,7 +13,7 @@ from celery.exceptions import TaskRevokedError, WorkerLostError
 
 import celery_integration
 
-REDIS = "redis://127.0.0.1:6379/11"
+REDIS = "redis://127.0.0.1:6379/6"
 
 pytestmark = pytest.mark.filterwarnings("ignore:Call to deprecated")  # Celery's use of redis-py
 
