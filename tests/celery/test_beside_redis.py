@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -43,11 +44,13 @@ def app(tmp_path: Path) -> Iterator[Any]:
         stdout=log,
         stderr=subprocess.STDOUT,
         cwd=tmp_path,
+        start_new_session=True,
     )
     try:
         yield app
     finally:
-        worker.terminate()
+        # not asked to stop: Celery's own pool may wait for ever for what it has begun to read
+        os.killpg(worker.pid, signal.SIGKILL)
         worker.wait(30)
         log.close()
         app.close()
