@@ -278,10 +278,11 @@ class Upkeep:
                 queue = topology.queues.get(name)
                 if queue is not None and queue.transient:
                     peek, values = "peek_transient", {"queue": name, "now": now_text()}
-                    lanes = [(b"{}",)] if handle.one(statement(peek), values) else []
+                    lanes = [b"{}"] if handle.one(statement(peek), values) else []
                 else:
-                    lanes = handle.all(statement("list_lanes"), {"queue": name})
-                waiting.extend((name, readable(lane)) for (lane,) in lanes)
+                    found = handle.all(statement("list_lanes"), {"queue": name})
+                    lanes = [lane for lane, _ in found]
+                waiting.extend((name, readable(lane)) for lane in lanes)
         for name, lane in waiting:
             self._ringer.ring(topology, name, lane)
 

@@ -31,6 +31,21 @@ def database(queue_path: str) -> Iterator[kombu_sqlite.QueueDatabase]:
         yield opened
 
 
+@pytest.fixture(autouse=True)
+def sound_upkeep(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Fail a test in which a duty of the upkeep's thread fails for a reason of its own.
+
+    It is logged and tried again, so nothing else would tell. A disk or a lock is no such reason.
+    """
+    yield
+    for record in caplog.get_records("call"):
+        error = record.exc_info[1] if record.exc_info else None
+        if record.getMessage().startswith("Upkeep of ") and not isinstance(
+            error, kombu_sqlite.QueueDatabaseError
+        ):
+            pytest.fail(f"{record.getMessage()}: {error!r}")
+
+
 @pytest.fixture
 def wait_until() -> Callable[..., Any]:
     """Wait until a condition holds and return its value, or fail after a deadline."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -22,6 +23,9 @@ HERE = Path(__file__).parent
 #: Where the packages under test lie; what is installed every process finds by itself.
 PACKAGES = Path(kombu_sqlite.__file__).parents[1]
 SEARCH = [str(HERE)] if "site-packages" in PACKAGES.parts else [str(HERE), str(PACKAGES)]
+
+#: What ended a duty of a worker's upkeep, which is logged and tried again: nothing else would tell.
+FAILED_DUTY = re.compile(r"Upkeep of .*?^([A-Za-z_][\w.]*(?:Error|Exception|Lost))\b", re.S | re.M)
 
 
 class Lab:
@@ -179,6 +183,9 @@ class Lab:
             os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
+        for log in self.folder.glob("*.log"):
+            errors = FAILED_DUTY.findall(log.read_text(encoding="utf-8"))
+            assert all(name.startswith("kombu_sqlite.errors.") for name in errors), (log, errors)
 
 
 @pytest.fixture
