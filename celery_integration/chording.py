@@ -7,6 +7,7 @@ part and the body leaves a mark, which another one finds (see ``kombu_sqlite.cho
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any, NamedTuple
 
 from celery import states
@@ -39,6 +40,17 @@ def _ends_of(signature: Any, app: Any) -> Iterator[Any]:
         tasks = list(signature.tasks)[-1:]
     for task in tasks:
         yield from _ends_of(maybe_signature(task, app=app), app)
+
+
+def _is_nested(results: Any) -> bool:
+    """Return whether a header's results have a structure that the parts alone would not show.
+
+    A header that a generator makes is judged by its first result: asking for the others would make
+    all of its tasks before the first one is published.
+    """
+    if type(results) not in (list, tuple):
+        results = islice(results, 1)
+    return any(isinstance(result, GroupResult) for result in results)
 
 
 class Part(NamedTuple):
@@ -98,9 +110,7 @@ class ChordMixin:
         """Begin to count a chord; called before its header is published."""
         group_id, results = header_result_args[0], header_result_args[1]
         header = None
-        if isinstance(results, (list, tuple)) and any(
-            isinstance(result, GroupResult) for result in results
-        ):
+        if _is_nested(results):
             result = self.app.GroupResult(*header_result_args)
             header = self.encode({"result": result.as_tuple()})
         self.store.chords.begin(group_id, header, self._chord_expires_s)

@@ -69,6 +69,14 @@ def signatures(t: Any) -> dict[str, tuple[Any, Any]]:
         "chord of one": (chord([add.s(1, 1)], total.s()), 2),
         "chord of a hundred": (chord([identity.s(n) for n in range(100)], t.count.s()), 100),
         "chord of a generator": (chord((add.s(n, n) for n in range(3)), total.s()), 6),
+        "chord of a generator, in order": (
+            chord((t.sleeping.s(0.2 / (n + 1), n) for n in range(3)), identity.s()),
+            [0, 1, 2],
+        ),
+        "chord of a generator of groups": (
+            chord((group(add.s(n, 0), add.s(n, n)) for n in range(2)), identity.s()),
+            [[0, 0], [1, 2]],
+        ),
         "chord of chords": (
             chord([chord(ten, total.s()), chord(ten[:2], total.s()), add.s(1, 0)], total.s()),
             23,
