@@ -138,7 +138,7 @@ class Settler:
             waker.clear()
             if self._closed:
                 break
-            native.sleep(_FLUSH_AFTER_S)
+            native.select_readable([waker.fileno()], _FLUSH_AFTER_S)  # close() ends the wait
             self._awaited = False
             self.try_flush()
             if self._pending:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +165,24 @@ def test_prefetch_is_as_configured(
     house.wait(lambda: settled(house))
     attempts = house.database.execute("SELECT DISTINCT attempts, deaths, status FROM task_queue")
     assert [tuple(row) for row in attempts] == [(1, 0, "completed")]
+
+
+def test_children_of_one_task_each_lose_and_repeat_nothing(house: Any) -> None:
+    """Acknowledged early, in a pool that grows and shrinks; their retries included."""
+    added = [house.tasks.add.delay(number) for number in range(30)]
+    retried = [house.tasks.flaky.delay(1) for _ in range(4)]
+    house.worker("--autoscale", "4,1", "--max-tasks-per-child", "1")
+    assert [result.get(timeout=60) for result in added] == list(range(30))
+    assert [result.get(timeout=60) for result in retried] == [1] * 4
+    house.wait(lambda: settled(house))
+    assert Counter(house.lines()) == {f"sum {number}": 1 for number in range(30)}
+    rows = house.database.execute(
+        "SELECT type, status, attempts, deaths, count(*) FROM task_queue GROUP BY 1, 2, 3, 4"
+    )
+    assert list(map(tuple, rows)) == [
+        ("living.add", "completed", 1, 0, 30),
+        ("living.flaky", "completed", 2, 0, 4),
+    ]
 
 
 @pytest.mark.parametrize("pool", ["prefork", "threads"])

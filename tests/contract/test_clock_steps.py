@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import signal
 import subprocess
 import sys
 import time
@@ -129,3 +130,73 @@ def test_a_delayed_message_comes_when_the_clock_says_so(
     clock.step_s -= 7200.0
     database.requeue(delivery)
     assert [again.tag.row_id for again in database.claim()] == [waiting]
+
+
+#: A process whose clock is eight hours on once a file says so; it ends what it holds when told.
+SLEEPER = """
+import os, sys, time
+sys.path[:0] = {search!r}
+real = time.time
+time.time = lambda: real() + 8 * 3600 * os.path.exists({path!r} + '.later')
+from kombu_sqlite import QueueDatabase
+db = QueueDatabase({path!r}, visibility_timeout={timeout})
+held = db.claim({queue!r})
+print(len(held), flush=True)
+input()
+for delivery in held: db.complete(delivery)
+print('completed', flush=True)
+"""
+
+
+@pytest.fixture
+def sleeper(queue_path: str) -> Iterator[Callable[[str, float], subprocess.Popen[str]]]:
+    """Start such processes; all are killed at the end."""
+    started: list[subprocess.Popen[str]] = []
+
+    def begin(queue: str, timeout: float) -> subprocess.Popen[str]:
+        script = SLEEPER.format(search=sys.path, path=queue_path, queue=queue, timeout=timeout)
+        process = subprocess.Popen(
+            [sys.executable, "-c", script],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        assert process.stdout is not None
+        assert process.stdout.readline() == f"{int(queue == 'celery')}\n"
+        return process
+
+    yield begin
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize(("everybody", "timeout_s", "asleep_s"), [(False, 3, 1), (True, 1, 3)])
+def test_whoever_was_asleep_for_hours_keeps_what_it_holds(
+    database: QueueDatabase,
+    sleeper: Callable[[str, float], subprocess.Popen[str]],
+    wait_until: Wait,
+    everybody: bool,
+    timeout_s: float,
+    asleep_s: float,
+) -> None:
+    """One process for less than its visibility timeout, or the whole machine for longer.
+
+    The clock says that it was eight hours, and the judge wakes first.
+    """
+    database.enqueue("t")
+    judge = sleeper("nothing", timeout_s)
+    holder = sleeper("celery", timeout_s)
+    asleep = [judge, holder] if everybody else [holder]
+    for process in asleep:
+        process.send_signal(signal.SIGSTOP)
+    Path(database.path + ".later").touch()
+    time.sleep(asleep_s)  # the sleep itself
+    for process in asleep:
+        process.send_signal(signal.SIGCONT)
+    board, beat = database._store.board, database._store.board.upkeep_beat()
+    wait_until(lambda: board.upkeep_beat() >= beat + 8)
+    assert holder.communicate("go\n", timeout=10)[0] == "completed\n"
+    (row,) = database.list()
+    assert (row.status, row.attempts, row.deaths) == ("completed", 1, 0)
