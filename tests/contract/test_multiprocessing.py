@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from kombu_sqlite import QueueBusyError, QueueDatabase, QueueDatabaseError
+from kombu_sqlite.sessions import LockFile
 
 from .test_fork_and_threads import in_child
 
@@ -188,6 +189,28 @@ def test_a_child_that_ends_inside_its_parents_transaction_leaves_it_alone(queue_
             assert parent.communicate("go\n", timeout=20)[0] == "done\n"
         assert sorted(task.type for task in database.list()) == ["after", "before", "later"]
         assert database.execute("PRAGMA integrity_check")[0][0] == "ok"
+
+
+def test_a_fork_while_the_side_file_is_closed_leaves_the_child_locks(
+    queue_path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It opens the file for itself, and uses no number that by then may be another file's."""
+    locks = LockFile(queue_path, 0o600)
+    assert locks.try_hold(1)
+    real_close, outcomes = os.close, []
+
+    def hold_again() -> bool:
+        locks.forget()
+        return locks.try_hold(1)
+
+    def fork_at_close(descriptor: int) -> None:
+        monkeypatch.undo()
+        real_close(descriptor)
+        outcomes.append(in_child(hold_again))
+
+    monkeypatch.setattr(os, "close", fork_at_close)
+    locks.release(1)
+    assert outcomes == [True]
 
 
 def test_forks_at_random_moments_of_fifty_publishing_threads_lose_nothing(queue_path: str) -> None:
