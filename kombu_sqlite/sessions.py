@@ -79,9 +79,9 @@ class LockFile:
     def _close_unless_held(self, fd: int) -> None:
         if fd in self._held.values():
             return
-        os.close(fd)
         if fd == self._fd:
-            self._fd = -1
+            self._fd = -1  # first: a child forked in between must not take it for its own
+        os.close(fd)
 
     def release(self, byte: int) -> None:
         """Free one byte, and the file with the last one."""

@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from kombu_sqlite import QueueDatabase, QueueDatabaseError
+from kombu_sqlite import QueueBusyError, QueueDatabase, QueueDatabaseError
+from kombu_sqlite.sessions import LockFile
 
 from .test_fork_and_threads import in_child
 
@@ -50,6 +51,28 @@ import sys
 sys.path[:0] = {search!r}
 from kombu_sqlite import QueueDatabase
 with QueueDatabase({path!r}) as db: print(*sorted(task.type for task in db.list(limit=1000)))
+"""
+
+#: Forks inside a transaction; the child leaves it by an exception and ends as programs do.
+FORK_INSIDE = """
+import gc, os, sys
+sys.path[:0] = {search!r}
+from kombu_sqlite import QueueDatabase
+db = QueueDatabase({path!r})
+insert = "INSERT INTO task_queue (type, payload) VALUES (?, '{{}}')"
+with db.transaction() as connection:
+    connection.execute(insert, ("before",))
+    cursor = connection.execute("SELECT * FROM task_queue UNION ALL SELECT * FROM task_queue")
+    if os.fork() == 0:
+        del cursor, connection
+        gc.collect()
+        sys.exit(0)
+    assert os.wait()[1] == 0
+    print("forked", flush=True)
+    sys.stdin.readline()
+    connection.execute(insert, ("after",))
+db.enqueue("later")
+print("done", flush=True)
 """
 
 
@@ -109,7 +132,7 @@ def test_started_processes_publish_and_consume_beside_their_parent(
 
 
 def test_collecting_what_was_inherited_takes_nothing_from_the_parent(queue_path: str) -> None:
-    """Neither its locks, nor its log, nor its sign of life, however many threads had connections."""
+    """Neither its locks, nor its log, nor its sign of life, though many threads had connections."""
     ready, leave = threading.Barrier(6), threading.Event()
 
     def keep_open(database: QueueDatabase) -> None:
@@ -149,6 +172,45 @@ def test_collecting_what_was_inherited_takes_nothing_from_the_parent(queue_path:
     assert database.get(held.tag.row_id).deaths == 0  # type: ignore[union-attr]
     assert database.execute("PRAGMA integrity_check")[0][0] == "ok"
     database.close()
+
+
+def test_a_child_that_ends_inside_its_parents_transaction_leaves_it_alone(queue_path: str) -> None:
+    """The parent still has the write lock, and commits all it wrote."""
+    script = FORK_INSIDE.format(search=sys.path, path=queue_path)
+    with QueueDatabase(queue_path, busy_timeout=0.1) as database:
+        database.initialize_schema()
+        with subprocess.Popen(
+            [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as parent:
+            assert parent.stdout is not None
+            assert parent.stdout.readline() == "forked\n"
+            with pytest.raises(QueueBusyError):
+                database.enqueue("meanwhile")
+            assert parent.communicate("go\n", timeout=20)[0] == "done\n"
+        assert sorted(task.type for task in database.list()) == ["after", "before", "later"]
+        assert database.execute("PRAGMA integrity_check")[0][0] == "ok"
+
+
+def test_a_fork_while_the_side_file_is_closed_leaves_the_child_locks(
+    queue_path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It opens the file for itself, and uses no number that by then may be another file's."""
+    locks = LockFile(queue_path, 0o600)
+    assert locks.try_hold(1)
+    real_close, outcomes = os.close, []
+
+    def hold_again() -> bool:
+        locks.forget()
+        return locks.try_hold(1)
+
+    def fork_at_close(descriptor: int) -> None:
+        monkeypatch.undo()
+        real_close(descriptor)
+        outcomes.append(in_child(hold_again))
+
+    monkeypatch.setattr(os, "close", fork_at_close)
+    locks.release(1)
+    assert outcomes == [True]
 
 
 def test_forks_at_random_moments_of_fifty_publishing_threads_lose_nothing(queue_path: str) -> None:
