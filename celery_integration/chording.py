@@ -294,7 +294,7 @@ class ChordMixin:
                 self.on_chord_part_return(context, state, exc)
             body = (context.kwargs or {}).get("body")
             if getattr(context, "subtask_type", None) == "chord" and body is not None:
-                elements.append(body)  # a chord's result is its body's
+                elements.extend(_members_of([body]))  # a chord's result is its body's
 
     def current_task_children(self, request: Any = None) -> list[Any] | None:
         """Return the tasks that a task has published, for its result's ``children``."""
