@@ -296,11 +296,9 @@ class ChordMixin:
                 self.store_result(context.id, exc, state, traceback=traceback, request=context)
             if "chord" in context.options:
                 self.on_chord_part_return(context, state, exc)
-            kind, inside = getattr(context, "subtask_type", None), context.kwargs or {}
-            if kind == "chord" and inside.get("body") is not None:
-                elements.append(inside["body"])  # a chord's result is its body's
-            elif kind in ("chain", "group"):
-                elements.extend(inside["tasks"])
+            body = (context.kwargs or {}).get("body")
+            if getattr(context, "subtask_type", None) == "chord" and body is not None:
+                elements.extend(_members_of([body]))  # a chord's result is its body's
 
     def current_task_children(self, request: Any = None) -> list[Any] | None:
         """Return the tasks that a task has published, for its result's ``children``."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import celery
 import pytest
 from celery import chain, chord, group
 from celery.exceptions import ChordError
@@ -73,10 +74,6 @@ def signatures(t: Any) -> dict[str, tuple[Any, Any]]:
         "chord of a generator, in order": (
             chord((t.sleeping.s(0.2 / (n + 1), n) for n in range(3)), identity.s()),
             [0, 1, 2],
-        ),
-        "chord of a generator of groups": (
-            chord((group(add.s(n, 0), add.s(n, n)) for n in range(2)), identity.s()),
-            [[0, 0], [1, 2]],
         ),
         "chord of chords": (
             chord([chord(ten, total.s()), chord(ten[:2], total.s()), add.s(1, 0)], total.s()),
@@ -347,6 +344,14 @@ def test_a_saved_group_is_found_again(canvas: Any) -> None:
     assert canvas.app.GroupResult.restore(result.id) is None
     with pytest.raises(ResultTimeout):
         canvas.app.AsyncResult(result.results[0].id).get(timeout=0)
+
+
+@pytest.mark.skipif(celery.VERSION < (5, 7), reason="Celery loses the first group's tasks")
+def test_a_generator_of_groups_keeps_their_shape(canvas: Any) -> None:
+    """The first one tells that the results are nested; a chord asks for no more in advance."""
+    t = canvas.tasks
+    header = (group(t.add.s(n, 0), t.add.s(n, n)) for n in range(3))
+    assert get(chord(header, t.identity.s())()) == [[0, 0], [1, 2], [2, 4]]
 
 
 @only_prefork  # takes 5 s, and knows nothing of pools
