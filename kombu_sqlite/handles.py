@@ -53,6 +53,7 @@ class Handle:
         self.ident = native.get_ident()
         self.connection: apsw.Connection | None = None
         self.cursor: apsw.Cursor
+        self.closing = False  # it may still have the file open, though there is no connection
         self.opened = 0  # how often; what one connection has counted another begins anew
         self.depth = 0
         self.after_commit: list[Callable[[], None]] = []
@@ -172,13 +173,18 @@ class Handle:
 
     def close(self) -> None:
         """Close the connection; in a forked child only forget it, since closing loses data."""
-        connection, self.connection = self.connection, None
-        if connection is None:
+        if self.connection is None:
             return
         if self.pid != os.getpid():
+            connection, self.connection = self.connection, None
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))  # never finalized
             return
-        connection.close(True)
+        self.closing = True
+        try:
+            connection, self.connection = self.connection, None
+            connection.close(True)
+        finally:
+            self.closing = False
 
 
 class _Scope:
