@@ -12,7 +12,10 @@ from .errors import (
     QueueSchemaError,
 )
 
-__all__ = ("translate", "used_up")
+__all__ = ("MISREAD", "translate", "used_up")
+
+#: What SQLite says of a file of which it has misread a page.
+MISREAD = (apsw.CorruptError, apsw.IOError, apsw.NotADBError)
 
 
 def translate(exc: apsw.Error, path: str) -> QueueDatabaseError:
