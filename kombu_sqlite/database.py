@@ -166,6 +166,7 @@ class Database:
         except BaseException:
             connection.close(True)
             raise
+        location.remember_used(self.path)
         handle.connection = connection
         handle.opened += 1
         handle.cursor = connection.cursor()
