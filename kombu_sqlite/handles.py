@@ -17,7 +17,7 @@ from . import native
 from .errors import QueueDatabaseError
 from .forking import gate
 from .sql import statement
-from .translating import translate, used_up
+from .translating import MISREAD, translate, used_up
 
 if TYPE_CHECKING:
     from .database import Database
@@ -53,8 +53,10 @@ class Handle:
         self.ident = native.get_ident()
         self.connection: apsw.Connection | None = None
         self.cursor: apsw.Cursor
+        self.closing = False  # it may still have the file open, though there is no connection
         self.opened = 0  # how often; what one connection has counted another begins anew
         self.depth = 0
+        self.doubts = False  # whether the file was misread: what is cached of it may be wrong
         self.after_commit: list[Callable[[], None]] = []
         self.check_at = 0.0
         self.in_use = native.rlock()  # held from begin to end; the fork gate waits for it
@@ -87,6 +89,9 @@ class Handle:
         """Leave."""
         self.depth -= 1
         if self.depth == 0:
+            if self.doubts and self.connection is not None:
+                self.doubts = False
+                self.connection.release_memory()  # SQLite keeps what it misread
             self.in_use.release()
         if self._green is not None:
             self._green.release()
@@ -172,13 +177,18 @@ class Handle:
 
     def close(self) -> None:
         """Close the connection; in a forked child only forget it, since closing loses data."""
-        connection, self.connection = self.connection, None
-        if connection is None:
+        if self.connection is None:
             return
         if self.pid != os.getpid():
+            connection, self.connection = self.connection, None
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))  # never finalized
             return
-        connection.close(True)
+        self.closing = True
+        try:
+            connection, self.connection = self.connection, None
+            connection.close(True)
+        finally:
+            self.closing = False
 
 
 class _Scope:
@@ -206,6 +216,7 @@ class _Scope:
         """Return this package's error for one of APSW's, asking the file where that is unclear."""
         if not isinstance(exc, apsw.Error):
             return None
+        self._handle.doubts |= isinstance(exc, MISREAD)
         table = self._handle.findused_up() if isinstance(exc, apsw.FullError) else None
         path = self._database.path
         return translate(exc, path) if table is None else used_up(table, path)
@@ -284,6 +295,7 @@ class Transaction(_Scope):
                 handle.run("SAVEPOINT nested")
         except BaseException as exc:
             if handle.entered() > depth:
+                handle.doubts |= isinstance(exc, MISREAD)
                 if not self._nested:
                     self._undo(handle)  # a signal handler may have raised right after BEGIN
                 handle.release()
@@ -307,6 +319,7 @@ class Transaction(_Scope):
                     handle.run("RELEASE nested")
         except BaseException as failure:  # a signal handler's included
             self._undo(handle)
+            handle.doubts |= isinstance(failure, MISREAD)
             if isinstance(failure, apsw.Error):
                 raise translate(failure, self._database.path) from failure
             raise

@@ -11,8 +11,22 @@ from .errors import (
     QueueLocationError,
     QueueSchemaError,
 )
+from .location import was_used
 
-__all__ = ("translate", "used_up")
+__all__ = ("MISREAD", "translate", "used_up")
+
+#: What SQLite says of a file of which it has misread a page.
+MISREAD = (apsw.CorruptError, apsw.IOError, apsw.NotADBError)
+
+#: What tells of a file that was in use that something happened to it, which may be undone.
+_PASSING = (
+    apsw.AuthError,
+    apsw.CantOpenError,
+    apsw.CorruptError,
+    apsw.NotADBError,
+    apsw.PermissionsError,
+    apsw.ReadOnlyError,
+)
 
 
 def translate(exc: apsw.Error, path: str) -> QueueDatabaseError:
@@ -21,6 +35,11 @@ def translate(exc: apsw.Error, path: str) -> QueueDatabaseError:
         return QueueBusyError(f"{path!r} stayed locked by another process; try again.")
     if isinstance(exc, apsw.FullError):
         return QueueDiskError(f"The disk of {path!r} is full; make room, then try again.")
+    if was_used(path) and isinstance(exc, _PASSING):
+        return QueueDiskError(
+            f"{path!r} was in use, but cannot be any more ({exc}); give back its permissions, "
+            "or its backup if it stays damaged, then try again."
+        )
     if isinstance(exc, apsw.NotADBError):
         return QueueLocationError(f"{path!r} is not a SQLite database; choose another path.")
     if isinstance(exc, apsw.ReadOnlyError):
