@@ -29,7 +29,6 @@ __all__ = (
     "Reading",
     "Snapshot",
     "Transaction",
-    "execute_many",
 )
 
 #: A file's identity is compared at most this often on the way into a transaction, in seconds.
@@ -111,6 +110,10 @@ class Handle:
         """Execute a statement whose rows, if any, do not matter."""
         self.cursor.execute(sql, params)
 
+    def run_many(self, sql: str, rows: Iterable[Params]) -> None:
+        """Execute a statement once per row of parameters."""
+        self.cursor.executemany(sql, rows)
+
     def all(self, sql: str, params: Params | None = None) -> list[Any]:
         """Execute a statement and return all its rows (RETURNING needs that before COMMIT)."""
         return self.cursor.execute(sql, params).fetchall()
@@ -126,7 +129,7 @@ class Handle:
             self.cursor.close(True)
             self.cursor = self.connection.cursor()
 
-    def findused_up(self) -> str | None:
+    def find_used_up(self) -> str | None:
         """Return a table that can take no further row, since its last row id is given away."""
         try:
             row = self.one(statement("find_used_up"))
@@ -217,7 +220,7 @@ class _Scope:
         if not isinstance(exc, apsw.Error):
             return None
         self._handle.doubts |= isinstance(exc, MISREAD)
-        table = self._handle.findused_up() if isinstance(exc, apsw.FullError) else None
+        table = self._handle.find_used_up() if isinstance(exc, apsw.FullError) else None
         path = self._database.path
         return translate(exc, path) if table is None else used_up(table, path)
 
@@ -344,8 +347,3 @@ class Transaction(_Scope):
         elif not self._joins:
             handle.run("ROLLBACK TO nested")
             handle.run("RELEASE nested")
-
-
-def execute_many(handle: Handle, sql: str, rows: Iterable[Params]) -> None:
-    """Execute ``sql`` once per row of parameters."""
-    handle.cursor.executemany(sql, rows)
