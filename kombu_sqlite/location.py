@@ -78,8 +78,11 @@ def remember_used(path: str) -> None:
 
 
 def was_used(path: str) -> bool:
-    """Return whether this process has had a queue open at ``path``, an absolute one."""
-    return path in _used
+    """Return whether this process has had a queue open at ``path``."""
+    try:
+        return os.path.realpath(path) in _used
+    except ValueError:
+        return False  # no path at all
 
 
 def ensure_usable(path: str) -> str:
@@ -92,7 +95,7 @@ def ensure_usable(path: str) -> str:
     try:
         return _ensure_usable(path)
     except QueueLocationError as exc:
-        if "\0" not in path and was_used(os.path.realpath(path)):
+        if was_used(path):
             reason = str(exc).rstrip(".")
             raise QueueDiskError(f"{reason}; it was in use before, so then try again.") from exc
         raise

@@ -230,7 +230,7 @@ class Upkeep:
             raise
         except QueueDatabaseError as exc:
             now = time.monotonic()
-            self._listen_from = now + _RETRY_AFTER_S  # a failure to open the file rings as well
+            self._listen_from = now + _RETRY_AFTER_S  # opening the file may ring as well
             if now >= self._complain_from:
                 self._complain_from = now + _COMPLAINT_INTERVAL_S
                 logger.warning("Upkeep waits for the file: %s", exc)
