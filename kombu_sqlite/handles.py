@@ -182,13 +182,12 @@ class Handle:
         """Close the connection; in a forked child only forget it, since closing loses data."""
         if self.connection is None:
             return
-        if self.pid != os.getpid():
-            connection, self.connection = self.connection, None
+        self.closing = self.pid == os.getpid()
+        connection, self.connection = self.connection, None
+        if not self.closing:
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))  # never finalized
             return
-        self.closing = True
         try:
-            connection, self.connection = self.connection, None
             connection.close(True)
         finally:
             self.closing = False
