@@ -7,6 +7,8 @@ part and the body leaves a mark, which another one finds (see ``kombu_sqlite.cho
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from itertools import islice
 from typing import Any, NamedTuple
 
 from celery import states
@@ -39,6 +41,25 @@ def _ends_of(signature: Any, app: Any) -> Iterator[Any]:
         tasks = list(signature.tasks)[-1:]
     for task in tasks:
         yield from _ends_of(maybe_signature(task, app=app), app)
+
+
+def _members_of(chain: Any) -> Iterator[Any]:
+    """Yield the elements of a request's chain, and after a group the tasks in it."""
+    for element in chain if isinstance(chain, (list, tuple)) else ():
+        yield element
+        if isinstance(element, dict) and element.get("subtask_type") in ("group", "chain"):
+            yield from _members_of(element["kwargs"].get("tasks"))
+
+
+def _is_nested(results: Any) -> bool:
+    """Return whether a header's results have a structure that the parts alone would not show.
+
+    A header that a generator makes is judged by its first result: asking for the others would make
+    all of its tasks before the first one is published.
+    """
+    if type(results) not in (list, tuple):
+        results = islice(results, 1)
+    return any(isinstance(result, GroupResult) for result in results)
 
 
 class Part(NamedTuple):
@@ -98,9 +119,7 @@ class ChordMixin:
         """Begin to count a chord; called before its header is published."""
         group_id, results = header_result_args[0], header_result_args[1]
         header = None
-        if isinstance(results, (list, tuple)) and any(
-            isinstance(result, GroupResult) for result in results
-        ):
+        if _is_nested(results):
             result = self.app.GroupResult(*header_result_args)
             header = self.encode({"result": result.as_tuple()})
         self.store.chords.begin(group_id, header, self._chord_expires_s)
@@ -118,15 +137,22 @@ class ChordMixin:
 
     # -- parts ---------------------------------------------------------------------------------
 
-    def prepare_part(self, request: Any, state: str, result: Any) -> Part | None:
-        """Return a task's part of its chord, encoded; None when it is in none."""
+    def prepare_part(
+        self, request: Any, state: str, result: Any, told: list[Any] | None = None
+    ) -> Part | None:
+        """Return a task's part of its chord, encoded; None when it is in none.
+
+        Arguments:
+            told: the errbacks that have heard of this failure.
+        """
         if request is None or not request.chord:
             return None
         group_id, task_id = request.group, request.id
         if not group_id or not task_id:
             return None
-        encoded = self.encode([task_id, state, self.encode_result(result, state)])
-        return Part(group_id, task_id, request.group_index, encoded, self.encode(request.chord))
+        part = [task_id, state, self.encode_result(result, state), *([told] if told else [])]
+        body = self.encode(request.chord)
+        return Part(group_id, task_id, request.group_index, self.encode(part), body)
 
     def return_part(self, part: Part | None) -> None:
         """Count a part; the last one has the body published after the transaction's commit."""
@@ -191,7 +217,7 @@ class ChordMixin:
         return [self._value_of(part) for part in self.store.chords.parts(group_id)]
 
     def _value_of(self, part: Any) -> Any:
-        task_id, state, value = self.decode(part)
+        task_id, state, value, *_ = self.decode(part)
         if state in states.EXCEPTION_STATES:
             value = self.exception_to_python(value)
         if state in states.PROPAGATE_STATES:
@@ -204,20 +230,35 @@ class ChordMixin:
         """Fail the body; done before the mark is taken, so that a crash in between repeats it."""
         if callback.id is None and "task_id" not in callback.options:
             callback.options["task_id"] = uuid()
-        self._fail_body(callback, error)
+        self._fail_body(callback, error, self._told_in(group_id))
         with self.store.chords.finishing(group_id, self._finished_chord_expires_s):
             pass
 
-    def _fail_body(self, callback: Any, error: ChordError) -> None:
+    def _told_in(self, group_id: str) -> list[Any]:
+        """Return the errbacks that have heard of a failure from a chord within this one."""
+        told: list[Any] = []
+        for part in self.store.chords.parts(group_id):
+            with suppress(Exception):  # a damaged part: it is why the chord fails
+                for errbacks in self.decode(part)[3:]:
+                    told.extend(errbacks)
+        return told
+
+    def _fail_body(self, callback: Any, error: ChordError, told: list[Any]) -> None:
         """Fail a body; whoever waits for it, or for what comes after it, is told.
 
         Celery fails the body alone: a chord around it, and the body of a body that is a chord
-        itself, would wait for ever.
+        itself, would wait for ever. ``chord.link_error`` links its errback to all of these bodies:
+        those in ``told`` have heard of the failure from a chord within.
         """
         if isinstance(callback, _chain):  # Celery 5.6 puts what follows a chord into its body
             self._fail_chain(callback.tasks, error)
         elif isinstance(callback, group):  # which 5.6 revokes first; who waits would hear of that
             self._fail_chain(callback.tasks, error.__cause__ or error)
+        own: Any = callback.options.get("link_error") or []
+        own = own if isinstance(own, list) else [own]
+        if told:
+            own = callback.options["link_error"] = [each for each in own if each not in told]
+        told = [*told, *own]
         self.chord_error_from_stack(callback, error)
         for end in _ends_of(callback, self.app):
             if end.options.get("chord"):
@@ -225,13 +266,10 @@ class ChordMixin:
                 context.update(end.options)
                 context.id = end.options.get("task_id")
                 context.group = end.options.get("group_id")
-                self.on_chord_part_return(context, states.FAILURE, error)
+                self.return_part(self.prepare_part(context, states.FAILURE, error, told))
         if isinstance(callback, chord) and callback.body is not None:
             body = maybe_signature(callback.body, app=self.app).clone()
-            told = callback.options.get("link_error") or []
-            own = body.options.get("link_error") or []
-            body.options["link_error"] = [errback for errback in own if errback not in told]
-            self._fail_body(body, error)
+            self._fail_body(body, error, told)
 
     def _fail_chain(
         self,
@@ -241,13 +279,14 @@ class ChordMixin:
         store_result: bool = True,
         state: str = states.FAILURE,
     ) -> None:
-        """Propagate an end to the tasks chained after it."""
+        """Propagate an end to the tasks chained after it; to each one of a group at the end."""
+        elements = list(_members_of(chain))
         if hasattr(Backend, "_fail_chain"):
             super()._fail_chain(  # type: ignore[misc]
-                chain, exc, traceback, store_result=store_result, state=state
+                elements, exc, traceback, store_result=store_result, state=state
             )
             return
-        elements = list(chain or ())  # Celery 5.6 does this inside mark_as_failure
+        # Celery 5.6 does this inside mark_as_failure
         for element in elements:
             context = Context(element)
             context.update(context.options)
@@ -257,11 +296,9 @@ class ChordMixin:
                 self.store_result(context.id, exc, state, traceback=traceback, request=context)
             if "chord" in context.options:
                 self.on_chord_part_return(context, state, exc)
-            kind, inside = getattr(context, "subtask_type", None), context.kwargs or {}
-            if kind == "chord" and inside.get("body") is not None:
-                elements.append(inside["body"])  # a chord's result is its body's
-            elif kind in ("chain", "group"):
-                elements.extend(inside["tasks"])
+            body = (context.kwargs or {}).get("body")
+            if getattr(context, "subtask_type", None) == "chord" and body is not None:
+                elements.extend(_members_of([body]))  # a chord's result is its body's
 
     def current_task_children(self, request: Any = None) -> list[Any] | None:
         """Return the tasks that a task has published, for its result's ``children``."""

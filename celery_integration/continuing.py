@@ -12,6 +12,8 @@ from contextlib import contextmanager
 
 from celery._state import get_current_worker_task
 
+from kombu_sqlite import DELIVERY_HEADER
+
 __all__ = ("LiveDelivery", "continuing", "live_delivery")
 
 #: Path of the file and delivery tag.
@@ -40,4 +42,4 @@ def live_delivery(task_id: str) -> LiveDelivery | None:
     task = get_current_worker_task()
     if task is None or task.request.id != task_id:
         return None
-    return getattr(task.request, "sqlite_delivery", None)
+    return getattr(task.request, DELIVERY_HEADER, None)

@@ -21,7 +21,14 @@ from celery.exceptions import WorkerLostError
 from celery.utils.log import get_logger
 from kombu.serialization import loads, prepare_accept_content
 
-from kombu_sqlite import LogMark, QueueBusyError, QueueDatabaseError, Store, decode
+from kombu_sqlite import (
+    DELIVERY_HEADER,
+    LogMark,
+    QueueBusyError,
+    QueueDatabaseError,
+    Store,
+    decode,
+)
 
 from .backend import SQLiteBackend
 
@@ -216,6 +223,7 @@ def _request_of(app: Any, delivery: Any) -> Any:
         logger.warning("Row %s owes a result but is no task: %s", delivery.tag.row_id, exc)
         return None
     info = content.properties.get("delivery_info") or {}
+    content.headers.pop(DELIVERY_HEADER, None)  # nobody executes it
     return Context(
         {
             **content.headers,

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import datetime
@@ -28,6 +29,11 @@ class _Batches(threading.local):
 
 
 _batches = _Batches()
+
+_BATCH = 64
+
+#: A generator that has taken so long since the last write is slow: its tasks need not wait for it.
+_SLOW_S = 0.25
 
 #: A task that carries one of these is more than itself: a duplicate must end by its own id.
 _CANVAS = ("link", "link_error", "chain", "chord", "group_id", "task_id")
@@ -67,7 +73,7 @@ def _extended(app: Any, send_task: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @contextmanager
-def batch(app: Any, max_size: int = 64) -> Iterator[Any]:
+def batch(app: Any, max_size: int = _BATCH) -> Iterator[Any]:
     """Publish the app's tasks that this thread sends in the block in few transactions.
 
     Each transaction is whole or not at all: at every ``max_size`` tasks, and at the block's end. An
@@ -111,11 +117,51 @@ def _batched(apply_async: Callable[..., Any]) -> Callable[..., Any]:
         eager = app.conf.task_always_eager
         if chosen or eager or len(args) > 3 or not hasattr(app.send_task, "knows_idempotency"):
             return apply_async(self, *args, **options)
-        with batch(app) as producer:
+        # by the very type: what Celery wraps a generator in is a subclass of list
+        made = type(self.tasks) in (list, tuple) or id(app) in _batches.producers
+        with batch(app) if made else _batch_as_made(app) as producer:
             return apply_async(self, *args, **{**options, "producer": producer})
 
     batched.batches = True  # type: ignore[attr-defined]
     return batched
+
+
+@contextmanager
+def _batch_as_made(app: Any) -> Iterator[Any]:
+    """Yield a producer for tasks that a generator makes one by one.
+
+    The generator's own code runs in the block and may wait for tasks that it sends itself: those
+    are none of the batch. When it is slow, what it has made is not held back until its end.
+    """
+    with app.producer_or_acquire() as producer:
+        if not hasattr(producer, "batch"):
+            yield producer
+            return
+        with producer.batch(_BATCH) as collecting:
+            yield _Paced(producer, collecting.flush)
+
+
+class _Paced:
+    """A batch's producer that writes what it has collected once its caller takes long."""
+
+    def __init__(self, producer: Any, flush: Callable[[], None]) -> None:
+        self._producer = producer
+        self._flush = flush
+        self._waited_s = _SLOW_S  # how long the first task was in the making, nobody knows
+        self._since = time.monotonic()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._producer, name)
+
+    def publish(self, *args: Any, **options: Any) -> Any:
+        """Collect a message, and write all of them if making them took long."""
+        self._waited_s += time.monotonic() - self._since
+        published = self._producer.publish(*args, **options)
+        if self._waited_s >= _SLOW_S:
+            self._flush()
+            self._waited_s = 0.0
+        self._since = time.monotonic()
+        return published
 
 
 def _key_for(

@@ -20,7 +20,7 @@ from celery.utils.imports import symbol_by_name
 from celery.utils.log import get_logger
 from celery.worker import state
 
-from kombu_sqlite import QueueBusyError, QueueDiskError, QueueReplacedError
+from kombu_sqlite import DELIVERY_HEADER, QueueBusyError, QueueDiskError, QueueReplacedError
 from kombu_sqlite.channel import Channel
 
 from .continuing import continuing
@@ -64,7 +64,7 @@ class LeasedRequest:
         if isinstance(channel, Channel) and channel.explicit_start:
             check_task(self, self._body if self._decoded else message.payload)  # type: ignore[attr-defined]
             delivery = (channel.store.database.path, message.delivery_tag)
-            self._request_dict["sqlite_delivery"] = delivery  # type: ignore[attr-defined]
+            self._request_dict[DELIVERY_HEADER] = delivery  # type: ignore[attr-defined]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Wrap what Celery's generated subclass replaces without calling super."""
@@ -247,7 +247,7 @@ class LeasedRequest:
         if isinstance(exc, Reject):
             exc.requeue = exc.requeue and not self._lease_early  # what was acknowledged stays so
             self._lease_refused = None if REJECTIONS_ARE_STORED else exc
-        delivery = self._request_dict.get("sqlite_delivery")  # type: ignore[attr-defined]
+        delivery = self._request_dict.get(DELIVERY_HEADER)  # type: ignore[attr-defined]
         try:
             with continuing(self.id, delivery):  # type: ignore[attr-defined]
                 return super().on_failure(exc_info, send_failed_event, return_ok)  # type: ignore[misc]

@@ -10,14 +10,14 @@ from celery import states
 from celery.result import result_from_tuple
 from kombu.exceptions import DecodeError
 
-from kombu_sqlite import DeliveryTag, Store
+from kombu_sqlite import DELIVERY_HEADER, DeliveryTag, Store
 
 __all__ = ("StoringMixin", "delivery_of")
 
 
 def delivery_of(request: Any, store: Store) -> DeliveryTag | None:
     """Return the delivery of ``store``'s file that a task's request stands for, if any."""
-    found = getattr(request, "sqlite_delivery", None)
+    found = getattr(request, DELIVERY_HEADER, None)
     if found is None or found[0] != store.database.path:
         return None
     tag = DeliveryTag.parse(found[1])

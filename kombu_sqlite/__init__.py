@@ -24,7 +24,7 @@ from __future__ import annotations
 from kombu.transport import TRANSPORT_ALIASES
 
 from .cancelling import CancelledRow
-from .envelope import decode
+from .envelope import DELIVERY_HEADER, decode
 from .errors import (
     DuplicateTask,
     IdempotencyConflict,
@@ -48,6 +48,7 @@ from .waiting import ResultWatcher, Waiter
 from .watcher import LogMark
 
 __all__ = (
+    "DELIVERY_HEADER",
     "CancelledRow",
     "DeliveryTag",
     "DuplicateTask",

@@ -216,6 +216,24 @@ class BellBoard:
             flags.close()
 
 
+def _open_fifo(path: str, mode: int) -> int:
+    """Make a FIFO and open it.
+
+    Raises:
+        QueueDiskError: no room, no permission, or it was deleted at once.
+    """
+    try:
+        with suppress(FileExistsError):  # left behind by a process that died
+            os.mkfifo(path, mode)
+            os.chmod(path, mode)  # the umask may have taken the group's bits
+        # read and write, so that it never reads as closed while nobody rings
+        return os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as exc:
+        raise QueueDiskError(
+            f"{path!r} cannot be made ({exc.strerror}); mend that, then try again."
+        ) from exc
+
+
 class Bell:
     """A consumer's own bell.
 
@@ -231,12 +249,8 @@ class Bell:
         self._pid = os.getpid()
         self._path = board.bell_path(number)
         if _HAS_FIFOS:
-            with suppress(FileExistsError):  # left behind by a process that died
-                os.mkfifo(self._path, mode)
-                os.chmod(self._path, mode)  # the umask may have taken the group's bits
             self._socket = None
-            # read and write, so that it never reads as closed while nobody rings
-            self._fd = os.open(self._path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+            self._fd = _open_fifo(self._path, mode)
         else:
             self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
             self._socket.bind(("127.0.0.1", 0))

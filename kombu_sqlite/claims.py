@@ -17,7 +17,7 @@ from .clock import to_text
 from .database import Database
 from .errors import SessionLost
 from .foreign import check_columns, check_counters, normal_time
-from .handles import Handle, execute_many
+from .handles import Handle
 from .log import describe, logger
 from .models import Delivery, DeliveryTag
 from .revocations import Revocations
@@ -201,7 +201,7 @@ class Claims:
                 revoked = self._revocations.among(handle, rows, terms["now"])
             admitted = [self._admit(handle, row, terms["now"], revoked) for row in rows]
             good = [delivery for delivery in admitted if delivery is not None]
-            execute_many(handle, _LEASE, [{**terms, "id": entry.tag.row_id} for entry in good])
+            handle.run_many(_LEASE, [{**terms, "id": entry.tag.row_id} for entry in good])
             deliveries.extend(good)
             if len(good) == len(rows):
                 break  # nothing was turned away, so there is no more

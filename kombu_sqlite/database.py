@@ -149,7 +149,7 @@ class Database:
                 "cannot use it safely; fork outside of transactions, or start it by spawn."
             )
         first = self._is_closed()
-        if first and not _opened_elsewhere(self) and location.held_by_other_library(self.path):
+        if first and not _holds(self.path) and location.held_by_other_library(self.path):
             raise QueueLocationError(
                 f"Another SQLite library of this process has {self.path!r} open, which makes "
                 "both lose their locks; close it there, or use QueueDatabase.get_connection()."
@@ -166,6 +166,7 @@ class Database:
         except BaseException:
             connection.close(True)
             raise
+        location.remember_used(self.path)
         handle.connection = connection
         handle.opened += 1
         handle.cursor = connection.cursor()
@@ -277,11 +278,11 @@ _databases: weakref.WeakSet[Database] = weakref.WeakSet()
 _unsafe_paths: set[str] = set()
 
 
-def _opened_elsewhere(database: Database) -> bool:
-    """Return whether another Database object of this process has the same file open."""
+def _holds(path: str) -> bool:
+    """Return whether a Database object of this process has the file open, or is just closing it."""
     return any(
-        other is not database
-        and other.path == database.path
-        and any(handle.connection is not None for handle in list(other._handles))
-        for other in list(_databases)
+        handle.connection is not None or handle.closing
+        for database in list(_databases)
+        if database.path == path
+        for handle in list(database._handles)
     )

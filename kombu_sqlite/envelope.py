@@ -16,7 +16,11 @@ from .log import logger
 from .models import NORMAL_PRIORITY, Delivery, Envelope, IdempotencyKey
 from .routing import requirements
 
-__all__ = ("Envelope", "decode", "encode")
+__all__ = ("DELIVERY_HEADER", "Envelope", "decode", "encode")
+
+#: Under this name an application may keep, among a task's headers, the delivery that a process has
+#: of it. The next run's message, which Celery makes of the same headers, is another delivery.
+DELIVERY_HEADER = "sqlite_delivery"
 
 _TEXT_ENCODINGS = frozenset({"utf-8", "utf8", "us-ascii", "ascii"})
 
@@ -32,6 +36,8 @@ def encode(message: dict[str, Any], exchange: str, routing_key: str, redis_order
         ValueError: the ``compatibility`` header is not a JSON object.
     """
     headers, key = _take_key(message["headers"])
+    if DELIVERY_HEADER in headers:
+        headers = {name: value for name, value in headers.items() if name != DELIVERY_HEADER}
     properties = dict(message["properties"])
     properties["delivery_info"] = {"exchange": exchange, "routing_key": routing_key}
     properties["content_type"] = message["content-type"]

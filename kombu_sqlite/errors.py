@@ -51,7 +51,10 @@ class QueueNotReadyError(QueueBusyError):
 
 
 class QueueDiskError(QueueDatabaseError):
-    """The disk is full or failed; nothing was written. Make room, then try again."""
+    """The disk is full or failed, or a file that was in use can no longer be; nothing was written.
+
+    Make room, or mend what the message names, then try again; Kombu does so by itself.
+    """
 
 
 class QueueReplacedError(QueueDatabaseError):

@@ -17,7 +17,7 @@ from . import native
 from .errors import QueueDatabaseError
 from .forking import gate
 from .sql import statement
-from .translating import translate, used_up
+from .translating import MISREAD, translate, used_up
 
 if TYPE_CHECKING:
     from .database import Database
@@ -29,7 +29,6 @@ __all__ = (
     "Reading",
     "Snapshot",
     "Transaction",
-    "execute_many",
 )
 
 #: A file's identity is compared at most this often on the way into a transaction, in seconds.
@@ -53,8 +52,10 @@ class Handle:
         self.ident = native.get_ident()
         self.connection: apsw.Connection | None = None
         self.cursor: apsw.Cursor
+        self.closing = False  # it may still have the file open, though there is no connection
         self.opened = 0  # how often; what one connection has counted another begins anew
         self.depth = 0
+        self.doubts = False  # whether the file was misread: what is cached of it may be wrong
         self.after_commit: list[Callable[[], None]] = []
         self.check_at = 0.0
         self.in_use = native.rlock()  # held from begin to end; the fork gate waits for it
@@ -87,6 +88,9 @@ class Handle:
         """Leave."""
         self.depth -= 1
         if self.depth == 0:
+            if self.doubts and self.connection is not None:
+                self.doubts = False
+                self.connection.release_memory()  # SQLite keeps what it misread
             self.in_use.release()
         if self._green is not None:
             self._green.release()
@@ -106,6 +110,10 @@ class Handle:
         """Execute a statement whose rows, if any, do not matter."""
         self.cursor.execute(sql, params)
 
+    def run_many(self, sql: str, rows: Iterable[Params]) -> None:
+        """Execute a statement once per row of parameters."""
+        self.cursor.executemany(sql, rows)
+
     def all(self, sql: str, params: Params | None = None) -> list[Any]:
         """Execute a statement and return all its rows (RETURNING needs that before COMMIT)."""
         return self.cursor.execute(sql, params).fetchall()
@@ -121,7 +129,7 @@ class Handle:
             self.cursor.close(True)
             self.cursor = self.connection.cursor()
 
-    def findused_up(self) -> str | None:
+    def find_used_up(self) -> str | None:
         """Return a table that can take no further row, since its last row id is given away."""
         try:
             row = self.one(statement("find_used_up"))
@@ -172,13 +180,18 @@ class Handle:
 
     def close(self) -> None:
         """Close the connection; in a forked child only forget it, since closing loses data."""
-        connection, self.connection = self.connection, None
-        if connection is None:
+        if self.connection is None:
             return
         if self.pid != os.getpid():
+            connection, self.connection = self.connection, None
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))  # never finalized
             return
-        connection.close(True)
+        self.closing = True
+        try:
+            connection, self.connection = self.connection, None
+            connection.close(True)
+        finally:
+            self.closing = False
 
 
 class _Scope:
@@ -206,7 +219,8 @@ class _Scope:
         """Return this package's error for one of APSW's, asking the file where that is unclear."""
         if not isinstance(exc, apsw.Error):
             return None
-        table = self._handle.findused_up() if isinstance(exc, apsw.FullError) else None
+        self._handle.doubts |= isinstance(exc, MISREAD)
+        table = self._handle.find_used_up() if isinstance(exc, apsw.FullError) else None
         path = self._database.path
         return translate(exc, path) if table is None else used_up(table, path)
 
@@ -284,6 +298,7 @@ class Transaction(_Scope):
                 handle.run("SAVEPOINT nested")
         except BaseException as exc:
             if handle.entered() > depth:
+                handle.doubts |= isinstance(exc, MISREAD)
                 if not self._nested:
                     self._undo(handle)  # a signal handler may have raised right after BEGIN
                 handle.release()
@@ -307,6 +322,7 @@ class Transaction(_Scope):
                     handle.run("RELEASE nested")
         except BaseException as failure:  # a signal handler's included
             self._undo(handle)
+            handle.doubts |= isinstance(failure, MISREAD)
             if isinstance(failure, apsw.Error):
                 raise translate(failure, self._database.path) from failure
             raise
@@ -331,8 +347,3 @@ class Transaction(_Scope):
         elif not self._joins:
             handle.run("ROLLBACK TO nested")
             handle.run("RELEASE nested")
-
-
-def execute_many(handle: Handle, sql: str, rows: Iterable[Params]) -> None:
-    """Execute ``sql`` once per row of parameters."""
-    handle.cursor.executemany(sql, rows)

@@ -7,7 +7,7 @@ import stat
 import sys
 from contextlib import suppress
 
-from .errors import QueueLocationError
+from .errors import QueueDiskError, QueueLocationError
 
 __all__ = (
     "Identity",
@@ -16,6 +16,8 @@ __all__ = (
     "ensure_usable",
     "held_by_other_library",
     "open_side_file",
+    "remember_used",
+    "was_used",
 )
 
 #: File systems on which SQLite's write-ahead log corrupts: its index is shared memory, which
@@ -66,7 +68,40 @@ def default_path() -> str:
     return os.path.join(base, "kombu-sqlite", "queue.db")
 
 
+#: Where this process has had queues open: what keeps one from being used now can be mended.
+_used: set[str] = set()
+
+
+def remember_used(path: str) -> None:
+    """Note that the queue at ``path``, an absolute one, could be opened."""
+    _used.add(path)
+
+
+def was_used(path: str) -> bool:
+    """Return whether this process has had a queue open at ``path``."""
+    try:
+        return os.path.realpath(path) in _used
+    except ValueError:
+        return False  # no path at all
+
+
 def ensure_usable(path: str) -> str:
+    """Return the absolute path of a queue that can live at ``path``; make its folders.
+
+    Raises:
+        QueueLocationError: it cannot live there.
+        QueueDiskError: it cannot any more, though this process has had it open.
+    """
+    try:
+        return _ensure_usable(path)
+    except QueueLocationError as exc:
+        if was_used(path):
+            reason = str(exc).rstrip(".")
+            raise QueueDiskError(f"{reason}; it was in use before, so then try again.") from exc
+        raise
+
+
+def _ensure_usable(path: str) -> str:
     """Check that a queue can live at ``path``, make its folders, return the absolute path.
 
     Raises:
@@ -170,14 +205,22 @@ def create_file(path: str, mode: int) -> None:
 
 
 def open_side_file(path: str, mode: int) -> int:
-    """Return a descriptor of a file beside the queue, making it with exactly ``mode`` if new."""
+    """Return a descriptor of a file beside the queue, making it with exactly ``mode`` if new.
+
+    Raises:
+        QueueDiskError: it cannot be opened.
+    """
     flags = os.O_RDWR | os.O_CLOEXEC
     try:
-        descriptor = os.open(path, flags | os.O_CREAT | os.O_EXCL, mode)
-    except FileExistsError:
+        with suppress(FileExistsError):
+            descriptor = os.open(path, flags | os.O_CREAT | os.O_EXCL, mode)
+            os.fchmod(descriptor, mode)  # the umask may have taken the group's bits
+            return descriptor
         return os.open(path, flags)
-    os.fchmod(descriptor, mode)  # the umask may have taken the group's bits
-    return descriptor
+    except OSError as exc:
+        raise QueueDiskError(
+            f"{path!r} cannot be opened ({exc.strerror}); mend that, then try again."
+        ) from exc
 
 
 def identity(path: str) -> Identity | None:

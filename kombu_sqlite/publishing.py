@@ -12,7 +12,7 @@ from .clock import after_text, to_text
 from .database import Database
 from .deliveries import end_values
 from .errors import DuplicateTask, LeaseLost, QueueDiskError
-from .handles import Handle, execute_many
+from .handles import Handle
 from .keys import Holder, find_holder, move_key, take_key
 from .log import logger
 from .models import Envelope
@@ -311,7 +311,7 @@ class Publisher:
             return
         rows = handle.all(statement("list_overflow"), {"queue": queue.name, "excess": excess})
         values = {"now": now, "error": _OVERFLOW}
-        execute_many(handle, statement("cancel_found"), [{**values, "id": row[0]} for row in rows])
+        handle.run_many(statement("cancel_found"), [{**values, "id": row[0]} for row in rows])
 
     def _drop(self, handle: Handle, queue: Queue, now: str) -> int | None:
         """Drop one ready message; return how many bytes its body had, None when there is none."""

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import apsw
 
-from .handles import Params, execute_many
+from .handles import Params
 from .location import default_path
 from .options import Options, path_from_url
 from .rows import Rows, as_row
@@ -77,7 +77,7 @@ class QueueFile:
     def execute_many(self, sql: str, rows: Iterable[Params]) -> None:
         """Execute one statement per row of parameters, in one transaction."""
         with self._store.database.transaction() as handle:
-            execute_many(handle, sql, rows)
+            handle.run_many(sql, rows)
 
     @contextmanager
     def transaction(self) -> Iterator[apsw.Connection]:

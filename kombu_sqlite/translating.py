@@ -11,8 +11,15 @@ from .errors import (
     QueueLocationError,
     QueueSchemaError,
 )
+from .location import was_used
 
-__all__ = ("translate", "used_up")
+__all__ = ("MISREAD", "translate", "used_up")
+
+#: What SQLite says of a file of which it has misread a page.
+MISREAD = (apsw.CorruptError, apsw.IOError, apsw.NotADBError)
+
+#: What it says where permissions are missing.
+_FORBIDDEN = (apsw.AuthError, apsw.CantOpenError, apsw.PermissionsError, apsw.ReadOnlyError)
 
 
 def translate(exc: apsw.Error, path: str) -> QueueDatabaseError:
@@ -21,11 +28,21 @@ def translate(exc: apsw.Error, path: str) -> QueueDatabaseError:
         return QueueBusyError(f"{path!r} stayed locked by another process; try again.")
     if isinstance(exc, apsw.FullError):
         return QueueDiskError(f"The disk of {path!r} is full; make room, then try again.")
+    if was_used(path) and isinstance(exc, _FORBIDDEN):
+        return QueueDiskError(
+            f"{path!r} was in use, but cannot be any more ({exc}); give back its owner or mode, "
+            "then try again."
+        )
+    if was_used(path) and isinstance(exc, (apsw.CorruptError, apsw.NotADBError)):
+        return QueueDiskError(
+            f"{path!r} was misread, or is damaged ({exc}); check its disk, then try again, or "
+            "restore a backup."
+        )
     if isinstance(exc, apsw.NotADBError):
         return QueueLocationError(f"{path!r} is not a SQLite database; choose another path.")
     if isinstance(exc, apsw.ReadOnlyError):
         return QueueLocationError(f"{path!r} cannot be written; change its owner or mode.")
-    if isinstance(exc, (apsw.CantOpenError, apsw.PermissionsError, apsw.AuthError)):
+    if isinstance(exc, _FORBIDDEN):
         return QueueLocationError(f"{path!r} cannot be opened ({exc}); check path and permissions.")
     if isinstance(exc, apsw.IOError):
         return QueueDiskError(f"The disk of {path!r} failed ({exc}); check it, then try again.")

@@ -14,7 +14,7 @@ from . import native
 from .bells import UPKEEP_BELL, Bell, BellBoard
 from .clock import boottime_s, now_text, parse_time
 from .database import Database
-from .errors import QueueBusyError, QueueReplacedError
+from .errors import QueueBusyError, QueueDatabaseError, QueueReplacedError
 from .foreign import readable
 from .housekeeping import BATCH, Housekeeping
 from .leases import LeaseKeeper
@@ -45,6 +45,9 @@ _IDLE_INTERVAL_S = 5.0
 
 #: How long a promotion that failed is left alone: a full disk must not keep this thread spinning.
 _RETRY_AFTER_S = 0.5
+
+#: A file that fails is complained of at most this often, in seconds.
+_COMPLAINT_INTERVAL_S = 5.0
 
 
 class Upkeep:
@@ -78,6 +81,7 @@ class Upkeep:
         self._log_mark = LogMark(database.path)
         self._looks: list[float] = []  # waits before the next looks for a foreign commit
         self._listen_from = 0.0
+        self._complain_from = 0.0
         self._thread = native.Thread(self._run, "kombu-sqlite-upkeep")
         self._thread.start()
 
@@ -224,6 +228,13 @@ class Upkeep:
             return None  # somebody holds the lock for long; next turn
         except QueueReplacedError:
             raise
+        except QueueDatabaseError as exc:
+            now = time.monotonic()
+            self._listen_from = now + _RETRY_AFTER_S  # opening the file may ring as well
+            if now >= self._complain_from:
+                self._complain_from = now + _COMPLAINT_INTERVAL_S
+                logger.warning("Upkeep waits for the file: %s", exc)
+            return None
         except Exception:  # noqa: BLE001 - logged whole; the other duties must go on
             logger.exception("Upkeep of %r failed; it is tried again.", self._database.path)
             return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from celery import Celery, chord, group
 from kombu import Producer
 
 import celery_integration
+from celery_integration import publishing
 from kombu_sqlite import QueueDatabase
 from kombu_sqlite.publishing import Publisher
 
@@ -86,14 +88,49 @@ def test_an_exception_drops_what_is_not_written(app: Any, database: QueueDatabas
     assert database.stats().total_tasks == (2 if BATCHES else 3)
 
 
-def test_a_group_needs_no_block(app: Any, database: QueueDatabase, sizes: list[int]) -> None:
-    """Nor does a chord's header."""
+def test_a_group_needs_no_block(
+    app: Any, database: QueueDatabase, sizes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does a chord's header; of what a generator makes, the first does not wait for more."""
+    monkeypatch.setattr(publishing, "_SLOW_S", 3600.0)
     group(app.tasks["add"].s(n, n) for n in range(100)).apply_async()
-    assert sizes == ([64, 36] if BATCHES else [1] * 100)
+    assert sizes == ([1, 64, 35] if BATCHES else [1] * 100)
     sizes.clear()
     chord([app.tasks["add"].s(n, n) for n in range(10)], app.tasks["total"].s()).apply_async()
     assert sizes == ([10] if BATCHES else [1] * 10)
     assert database.stats().queued_tasks == 110
+
+
+def test_what_a_slow_generator_makes_is_written_meanwhile(
+    app: Any, database: QueueDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers begin with a chord's header while it grows; Celery looks two tasks ahead at most."""
+    monkeypatch.setattr(publishing, "_SLOW_S", 0.0)
+    written: list[int] = []
+
+    def make() -> Iterator[Any]:
+        for n in range(6):
+            written.append(database.stats().total_tasks)
+            yield app.tasks["add"].s(n, n)
+
+    chord(make(), app.tasks["total"].s()).apply_async()
+    assert 0 < written[2] < written[5]
+    assert database.stats().total_tasks == 6
+
+
+def test_a_generator_may_wait_for_a_task_that_it_sends(app: Any, database: QueueDatabase) -> None:
+    """That one is in the file when ``delay`` returns, whatever the group has collected."""
+    states: list[str] = []
+
+    def make() -> Iterator[Any]:
+        for n in range(3):
+            sent = app.tasks["add"].delay(n, n)
+            states.extend(task.status for task in database.list() if task.task_id == sent.id)
+            yield app.tasks["add"].s(n, n)
+
+    group(make()).apply_async()
+    assert states == ["queued"] * 3
+    assert database.stats().total_tasks == 6
 
 
 def test_a_group_that_chose_its_producer_keeps_it(app: Any, sizes: list[int]) -> None:

@@ -95,6 +95,26 @@ def test_a_prefetched_task_never_starts(house: Any, pool: str) -> None:
     assert house.lines() == ["begin one", "end one", "sum 102", "sum 0"]
 
 
+def test_a_prefetched_next_run_never_starts(house: Any) -> None:
+    """Its caller hears of the cancel, though the message was made by the run before."""
+    house.worker("-c", "1")
+    retried = house.tasks.gated_retry.delay("first")
+    house.wait(lambda: house.lines() == ["try 0"])
+    blocking = house.tasks.gated.delay("second", 2)
+    house.wait(lambda: house.database.get(blocking.id).status == "processing")
+    open_gate(house, "first")
+    house.wait(lambda: house.lines() == ["try 0", "begin second"])
+    house.wait(lambda: house.database.get(retried.id).attempts == 2)  # leased, in turn
+    assert house.database.get(retried.id).processing_started_utc is None
+    assert celery_integration.cancel(house.app, retried.id).status == "cancelled"
+    assert_revoked(retried)
+    headers = house.database.execute("SELECT headers FROM task_queue")
+    assert all("sqlite_delivery" not in text for (text,) in headers)
+    open_gate(house, "second")
+    assert blocking.get(timeout=20) == 2
+    assert house.database.get(retried.id).status == "cancelled"
+
+
 @pytest.mark.parametrize("pool", ["prefork", "gevent", "eventlet"])
 def test_a_running_task_is_terminated_where_asked(house: Any, pool: str) -> None:
     """Acknowledged early or late; its row and its caller say so; the worker goes on."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import celery
 import pytest
 from celery import chain, chord, group
 from celery.exceptions import ChordError
@@ -70,6 +71,10 @@ def signatures(t: Any) -> dict[str, tuple[Any, Any]]:
         "chord of one": (chord([add.s(1, 1)], total.s()), 2),
         "chord of a hundred": (chord([identity.s(n) for n in range(100)], t.count.s()), 100),
         "chord of a generator": (chord((add.s(n, n) for n in range(3)), total.s()), 6),
+        "chord of a generator, in order": (
+            chord((t.sleeping.s(0.2 / (n + 1), n) for n in range(3)), identity.s()),
+            [0, 1, 2],
+        ),
         "chord of chords": (
             chord([chord(ten, total.s()), chord(ten[:2], total.s()), add.s(1, 0)], total.s()),
             23,
@@ -159,6 +164,13 @@ def test_a_failure_reaches_whoever_waits(canvas: Any) -> None:
     cases = {
         "chain": chain(bad, t.add.s(1), t.add.s(2)),
         "chain of a chord": chain(bad, group(t.add.s(1), t.add.s(2)), t.total.s(), t.add.s(1)),
+        "chain that ends in a group": chain(good, bad, group(t.add.s(1), t.add.s(2))),
+        "chain that ends in a group of chains": chain(
+            bad, group(chain(t.add.s(1), t.add.s(2)), t.add.s(3))
+        ),
+        "chain that ends in a group, in a header": chord(
+            [chain(bad, group(t.add.s(1), t.add.s(2))), good], total
+        ),
         "header": chord([good, bad], total),
         "chain in a header": chord([chain(bad, t.add.s(1)), good], total),
         "chord in a header": chord([chord([bad], total), good], total),
@@ -215,6 +227,25 @@ def test_callbacks_and_errbacks(canvas: Any) -> None:
     body = t.total.s().on_error(t.old_errback.s())
     result = chord([t.broken.s(), t.add.s(1, 1)], body)()
     canvas.wait(lambda: canvas.lines() == [f"errback {result.id}"])
+
+
+@pytest.mark.filterwarnings("ignore:task_allow_error_cb_on_chord_header")
+def test_an_errback_of_chords_in_one_another_is_called_once(canvas: Any) -> None:
+    """Celery links it to each body, and each chord around the failed one fails as well."""
+    t = canvas.tasks
+    good = t.add.s(1, 1)
+    inner = chord([t.broken.s(), good], t.total.s())
+    outer = chord([chord([inner, good], t.total.s()), good], t.total.s())
+    outer.link_error(t.old_errback.s())
+    result = outer.apply_async()
+    assert isinstance(end_of(canvas, result), ChordError)
+
+    def is_idle() -> bool:
+        stats = canvas.database.stats()
+        return stats.queued_tasks + stats.processing_tasks == 0
+
+    canvas.wait(is_idle)
+    assert len(canvas.lines()) == 1
 
 
 def test_errors_come_as_they_were_raised(canvas: Any) -> None:
@@ -313,6 +344,14 @@ def test_a_saved_group_is_found_again(canvas: Any) -> None:
     assert canvas.app.GroupResult.restore(result.id) is None
     with pytest.raises(ResultTimeout):
         canvas.app.AsyncResult(result.results[0].id).get(timeout=0)
+
+
+@pytest.mark.skipif(celery.VERSION < (5, 7), reason="Celery loses the first group's tasks")
+def test_a_generator_of_groups_keeps_their_shape(canvas: Any) -> None:
+    """The first one tells that the results are nested; a chord asks for no more in advance."""
+    t = canvas.tasks
+    header = (group(t.add.s(n, 0), t.add.s(n, n)) for n in range(3))
+    assert get(chord(header, t.identity.s())()) == [[0, 0], [1, 2], [2, 4]]
 
 
 @only_prefork  # takes 5 s, and knows nothing of pools

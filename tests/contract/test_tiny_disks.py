@@ -120,3 +120,21 @@ def test_a_publish_that_cannot_ring_has_still_published(
         assert database.stats().queued_tasks == 1
     consumer.close_bell(bell)
     consumer.close()
+
+
+def test_a_bell_that_finds_no_room_raises_and_is_made_later(
+    queue_path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As an error that Kombu connects again for, so that a worker outlasts it."""
+
+    def no_room(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    consumer = Store(Options(queue_path))
+    consumer.session()
+    monkeypatch.setattr(os, "mkfifo", no_room)
+    with pytest.raises(QueueDiskError, match="No space left"):
+        consumer.new_bell()
+    monkeypatch.undo()
+    consumer.close_bell(consumer.new_bell())
+    consumer.close()
