@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kombu import Connection
 
 from kombu_sqlite import QueueBusyError, QueueDatabase, QueueDatabaseError
 from kombu_sqlite.sessions import LockFile
@@ -90,14 +91,15 @@ def test_started_processes_publish_and_consume_beside_their_parent(
     monkeypatch: pytest.MonkeyPatch,
     method: str,
 ) -> None:
-    """Which holds a delivery meanwhile; each message comes once, and the delivery stays its own."""
+    """Which consumes and holds a delivery meanwhile: that stays its own, all come once."""
     (tmp_path / "childs_work.py").write_text(CHILD, encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
     import childs_work  # type: ignore[import-not-found]
 
     context: Any = multiprocessing.get_context(method)
-    with QueueDatabase(queue_path) as database:
+    with QueueDatabase(queue_path) as database, Connection(broker_url) as connection:
+        inbox = connection.SimpleQueue("inbox")
         database.enqueue("parents", queue="parents")
         (mine,) = database.claim("parents")
         children = [
@@ -117,12 +119,17 @@ def test_started_processes_publish_and_consume_beside_their_parent(
                 child.kill()
                 child.join()
         database.complete(mine)
+        inbox.put("still there")
+        inbox.get(timeout=10).ack()
+        inbox.close()
+        connection.release()
         ended = database.execute(
             "SELECT queue, status, count(*), max(attempts), max(deaths) FROM task_queue "
             "GROUP BY queue, status ORDER BY queue"
         )
         assert list(map(tuple, ended)) == [
             ("celery", "completed", 40, 1, 0),
+            ("inbox", "completed", 1, 1, 0),
             ("kombu", "completed", 40, 1, 0),
             ("other", "queued", 20, 0, 0),
             ("parents", "completed", 1, 1, 0),
