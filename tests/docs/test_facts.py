@@ -75,8 +75,9 @@ def test_every_python_example_is_python(document: Path) -> None:
 
 @each_document
 def test_the_safe_versions_of_sqlite_are_the_codes(document: Path) -> None:
-    """Those named are accepted, the ones just before are not."""
-    for version in re.findall(r"\b3\.\d\d\.\d+\b", text_of(document)):
+    """Those named are accepted, the ones just before are not; a run names what it ran with."""
+    text = re.sub(r"(?s)<!-- benchmarks -->.*<!-- /benchmarks -->", "", text_of(document))
+    for version in re.findall(r"\b3\.\d\d\.\d+\b", text):
         ensure_library_safe(version)
         major, minor, patch = map(int, version.split("."))
         with pytest.raises(kombu_sqlite.QueueSchemaError):
