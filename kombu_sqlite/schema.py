@@ -123,7 +123,12 @@ def ensure_schema(
         QueueSchemaError: the file's schema is newer than this code, or cannot be migrated whole;
             its tables and rows are as they were.
     """
-    if _version(connection, path) == SCHEMA_VERSION:
+    connection.execute("BEGIN")  # one moment: another process may be creating the file
+    try:
+        current = _version(connection, path)
+    finally:
+        connection.execute("ROLLBACK")
+    if current == SCHEMA_VERSION:
         return
     connection.execute("PRAGMA foreign_keys = OFF")  # a rebuilt table is dropped under its readers
     connection.execute("PRAGMA legacy_alter_table = ON")  # and under users' own views of it

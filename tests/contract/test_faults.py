@@ -246,13 +246,16 @@ def test_a_folder_that_comes_back_is_used_again(broker_url: str, queue_path: str
 
 
 PERMISSIONS = """
-import logging, os, sys
+import logging, os, sys, tempfile
 sys.path[:0] = {search!r}
 import concurrent.futures.thread
 from kombu import Connection
 from kombu_sqlite import QueueDiskError
 folder, lost, mode = sys.argv[1:]
 logging.disable()
+with tempfile.TemporaryDirectory() as warm, Connection(f'sqlite:///{{warm}}/queue.db') as once:
+    once.Producer().publish('x', routing_key='q')  # imports what the other user may not read
+    once.default_channel.basic_get('q').ack()
 if os.getuid() == 0:  # who may do everything
     os.chown(folder, 65534, 65534)
     os.setresuid(65534, 65534, 65534)

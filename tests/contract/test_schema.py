@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kombu_sqlite import QueueDatabase, QueueLocationError, QueueSchemaError
+from kombu_sqlite import Options, QueueDatabase, QueueLocationError, QueueSchemaError, schema
 from kombu_sqlite.schema import SCHEMA_VERSION
 
 DOCUMENTED = [
@@ -306,3 +306,24 @@ def test_many_threads_can_open_a_new_file_at_once(queue_path: str) -> None:
     with QueueDatabase(queue_path) as database, ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda n: database.enqueue("t", {"n": n}), range(40)))
         assert database.stats().queued_tasks == 40
+
+
+def test_a_file_that_another_process_makes_meanwhile_is_no_older_one(queue_path: str) -> None:
+    """Its version and its tables are looked at in one moment."""
+    source = "import sys, kombu_sqlite as k; k.QueueDatabase(sys.argv[1]).initialize_schema()"
+    made: list[Any] = []
+
+    def trace(cursor: Any, sql: str, bindings: Any) -> bool:
+        if "FROM sqlite_schema" in sql and not made:
+            command = [sys.executable, "-c", source, queue_path]
+            made.append(subprocess.run(command, check=True, timeout=60))
+        return True
+
+    connection = apsw.Connection(queue_path)
+    schema.prepare_connection(connection, Options(queue_path))
+    connection.exec_trace = trace
+    schema.ensure_schema(connection, queue_path)
+    connection.close()
+    assert made
+    with QueueDatabase(queue_path) as database:
+        assert database.enqueue("t").id == 1
