@@ -203,8 +203,9 @@ def test_a_failing_file_is_not_complained_of_without_end(
 ) -> None:
     """Nor does upkeep spin where something is written beside it all the time."""
     connection.Consumer([Queue("q")], callbacks=[print]).consume()
-    prepare(connection, "read db IOERR_READ", "closed", wait_until)
+    prepare(connection, "read db IOERR_READ", "open", wait_until)
     faults.begin("read db IOERR_READ")
+    connection.default_channel.store.database.close()  # upkeep opens it again, if it can
     wait_until(lambda: "Upkeep waits for the file" in caplog.text)
     met, writes = faults.met, itertools.count()
     with open(queue_path + "-other", "ab", buffering=0) as file:
