@@ -127,7 +127,8 @@ def ensure_schema(
     try:
         current = _version(connection, path)
     finally:
-        connection.execute("ROLLBACK")
+        if connection.in_transaction:  # an error of the disk has ended it by itself
+            connection.execute("ROLLBACK")
     if current == SCHEMA_VERSION:
         return
     connection.execute("PRAGMA foreign_keys = OFF")  # a rebuilt table is dropped under its readers
