@@ -123,9 +123,11 @@ class LeasedRequest:
         """Record the start where the pool has no process of its own to hand the task to."""
         channel = self.lease_channel
         if channel is not None:
+            held = channel.qos.mark_running(self.lease_tag)
             if not self._lease_started:
+                if not held:
+                    self.say_started(False)  # the channel was closed and gave it back
                 self.begin_until_written(channel)
-            channel.qos.mark_running(self.lease_tag)
             self._lease_accepting = not self.task.acks_late  # type: ignore[attr-defined]
         super().on_accepted(pid, time_accepted)  # type: ignore[misc]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from . import native
 from .models import DeliveryTag, Settlement
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ class QoS:
         self._unacked: dict[str, Any] = {}  # delivery tag -> message, in order of delivery
         self._running: set[str] = set()
         self._accepted: set[str] = set()
+        self._lock = native.lock()  # a message is given back, or begins to run: never both
 
     def __len__(self) -> int:
         return len(self._unacked)
@@ -68,10 +70,16 @@ class QoS:
         """Return an unacknowledged message; KeyError when there is none."""
         return self._unacked[delivery_tag]
 
-    def mark_running(self, delivery_tag: str) -> None:
-        """Keep a message, being executed for sure, when the channel closes."""
-        if delivery_tag in self._unacked:
-            self._running.add(delivery_tag)
+    def mark_running(self, delivery_tag: str) -> bool:
+        """Keep a message when the channel closes; return False if it was let go already.
+
+        Before its start is recorded: recorded first, it could be given back in between.
+        """
+        with self._lock:
+            held = delivery_tag in self._unacked
+            if held:
+                self._running.add(delivery_tag)
+            return held
 
     def accept(self, delivery_tag: str) -> None:
         """Give a message's place to another while it runs; its lease is kept until it ends."""
@@ -129,11 +137,12 @@ class QoS:
         What is being executed keeps its lease: its acknowledgement works after the channel is
         closed.
         """
-        return [
-            Settlement(DeliveryTag.parse(tag), "release")
-            for tag in list(self._unacked)
-            if tag not in self._running and self._unacked.pop(tag, None) is not None
-        ]
+        with self._lock:
+            return [
+                Settlement(DeliveryTag.parse(tag), "release")
+                for tag in list(self._unacked)
+                if tag not in self._running and self._unacked.pop(tag, None) is not None
+            ]
 
     def restore_unacked(self) -> None:
         """Put every unacknowledged message back at the front of its queue."""
