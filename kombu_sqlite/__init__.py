@@ -4,7 +4,7 @@ Rooms, from the ground up; each imports only from those above it:
 
 - ``errors``, ``options``, ``clock``, ``native``, ``log``: what everything needs.
 - ``location``, ``sql``, ``checkpoints``, ``older``, ``schema``, ``forking``, ``translating``,
-  ``handles``, ``database``: one file, its connections, its transactions.
+  ``handles``, ``scopes``, ``database``: one file, its connections, its transactions.
 - ``models``, ``routing``, ``topology``: rows, and which queue a message goes to.
 - ``bells``, ``foreign``, ``keys``, ``stories``, ``deliveries``, ``publishing``, ``revocations``,
   ``cancelling``, ``claims``, ``settler``: messages in, out and ended.

@@ -22,7 +22,8 @@ _RESTART_WAIT_MS = 200
 def restart(connection: apsw.Connection, wait_ms: int, usual_ms: int) -> bool:
     """Move all frames and let the next commit begin at the log's start.
 
-    It waits for readers of the old log and keeps writers out meanwhile: so not for long.
+    It keeps writers out while it moves frames and waits for readers of the old log: let a passive
+    checkpoint move most of them first, and let it not wait for long.
 
     Arguments:
         wait_ms: the longest wait.
@@ -65,9 +66,8 @@ class LogKeeper:
             return apsw.SQLITE_OK
         self._due = frames + self._pages // 4  # not at each commit while a reader is in the way
         try:
-            if frames < _RESTART_AT:
-                connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
-            else:
+            connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+            if frames >= _RESTART_AT:  # with little left to move: it keeps writers out
                 restart(connection, _RESTART_WAIT_MS, self._busy_timeout_ms)
         except (apsw.BusyError, apsw.LockedError):
             pass  # somebody else is at it

@@ -22,8 +22,9 @@ from .errors import (
     QueueSchemaError,
 )
 from .forking import gate
-from .handles import IDENTITY_INTERVAL_S, Handle, Reading, Snapshot, Transaction
+from .handles import IDENTITY_INTERVAL_S, Handle
 from .options import Options
+from .scopes import Reading, Snapshot, Transaction
 
 __all__ = ("Database", "ensure_library_safe")
 
@@ -118,17 +119,21 @@ class Database:
         return keeper.handle
 
     def close(self) -> None:
-        """Close the connections of all threads; the next use opens new ones."""
+        """Close the connections of all threads; the next use opens new ones.
+
+        A signal handler may call it where its thread is inside a transaction: that one's
+        connection is closed when the thread leaves it.
+        """
         with self._lock:
             handles = list(self._handles)
         for handle in handles:
-            mine = handle.ident == native.get_ident() and handle.depth > 0
-            if mine or handle.in_use.acquire(True, _FORK_WAIT_S):
+            if handle.ident == native.get_ident() and handle.depth > 0:
+                handle.closes_at_end = True
+            elif handle.in_use.acquire(True, _FORK_WAIT_S):
                 try:
                     handle.close()
                 finally:
-                    if not mine:
-                        handle.in_use.release()
+                    handle.in_use.release()
 
     # -- opening -------------------------------------------------------------------------------
 

@@ -30,7 +30,7 @@ CREATE TABLE IF NOT EXISTS schema_versions (
 def prepare_connection(connection: apsw.Connection, options: Options) -> None:
     """Set every pragma; each function below states its reason."""
     _wait_when_busy(connection, options.busy_timeout)
-    _version(connection, options.path)  # a file that is refused stays as it is
+    _peek_version(connection, options.path)  # a file that is refused stays as it is
     _lay_out_new_file(connection)
     _use_write_ahead_log(connection, options.busy_timeout)
     _sync_at(connection, options.synchronous)
@@ -123,13 +123,7 @@ def ensure_schema(
         QueueSchemaError: the file's schema is newer than this code, or cannot be migrated whole;
             its tables and rows are as they were.
     """
-    connection.execute("BEGIN")  # one moment: another process may be creating the file
-    try:
-        current = _version(connection, path)
-    finally:
-        if connection.in_transaction:  # an error of the disk has ended it by itself
-            connection.execute("ROLLBACK")
-    if current == SCHEMA_VERSION:
+    if _peek_version(connection, path) == SCHEMA_VERSION:
         return
     connection.execute("PRAGMA foreign_keys = OFF")  # a rebuilt table is dropped under its readers
     connection.execute("PRAGMA legacy_alter_table = ON")  # and under users' own views of it
@@ -168,8 +162,21 @@ def _migrate(
     connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
 
+def _peek_version(connection: apsw.Connection, path: str) -> int:
+    """Return the version as it is at one moment: another process may be creating the file."""
+    connection.execute("BEGIN")
+    try:
+        return _version(connection, path)
+    finally:
+        if connection.in_transaction:  # an error of the disk has ended it by itself
+            connection.execute("ROLLBACK")
+
+
 def _version(connection: apsw.Connection, path: str) -> int:
-    """Return the version of a file that is ours, or empty, or an older one; refuse any other."""
+    """Return the version of a file that is ours, or empty, or an older one; refuse any other.
+
+    In a transaction: it is several reads.
+    """
     version = int(connection.execute("PRAGMA user_version").fetchall()[0][0])  # type: ignore[arg-type]
     if version > SCHEMA_VERSION:
         raise QueueSchemaError(

@@ -6,6 +6,7 @@ Migrations stand in ``migrations/``, numbered, append-only.
 
 from __future__ import annotations
 
+import functools
 from importlib import resources
 
 __all__ = ("load_statements", "migrations", "statement")
@@ -46,6 +47,7 @@ def statement(name: str) -> str:
     return _STATEMENTS[name]
 
 
+@functools.cache  # a process may give up the right to read them before it opens its next file
 def migrations() -> list[tuple[int, str, str]]:
     """Return ``(version, name, script)`` of every migration, in order."""
     found = []

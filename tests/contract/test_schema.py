@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import apsw
@@ -308,22 +309,30 @@ def test_many_threads_can_open_a_new_file_at_once(queue_path: str) -> None:
         assert database.stats().queued_tasks == 40
 
 
-def test_a_file_that_another_process_makes_meanwhile_is_no_older_one(queue_path: str) -> None:
-    """Its version and its tables are looked at in one moment."""
+@pytest.mark.parametrize("late", [False, True])
+def test_a_file_that_another_process_makes_meanwhile_is_no_older_one(
+    queue_path: str, late: bool
+) -> None:
+    """Its version and its tables are looked at in one moment, each time."""
     source = "import sys, kombu_sqlite as k; k.QueueDatabase(sys.argv[1]).initialize_schema()"
-    made: list[Any] = []
+    others: list[subprocess.Popen[bytes]] = []
 
     def trace(cursor: Any, sql: str, bindings: Any) -> bool:
-        if "FROM sqlite_schema" in sql and not made:
-            command = [sys.executable, "-c", source, queue_path]
-            made.append(subprocess.run(command, check=True, timeout=60))
+        if "FROM sqlite_schema" in sql and not others:
+            others.append(subprocess.Popen([sys.executable, "-c", source, queue_path]))
+            with suppress(subprocess.TimeoutExpired):
+                others[0].wait(10 if late else 2)  # an empty file is locked by who looks at it
         return True
 
     connection = apsw.Connection(queue_path)
-    schema.prepare_connection(connection, Options(queue_path))
-    connection.exec_trace = trace
+    if late:
+        schema.prepare_connection(connection, Options(queue_path))
+        connection.exec_trace = trace
+    else:
+        connection.exec_trace = trace
+        schema.prepare_connection(connection, Options(queue_path))
     schema.ensure_schema(connection, queue_path)
     connection.close()
-    assert made
+    assert others[0].wait(60) == 0
     with QueueDatabase(queue_path) as database:
         assert database.enqueue("t").id == 1

@@ -24,10 +24,11 @@ class Interrupted(BaseException):
 
 
 class Strike:
-    """Raises at the n-th line or call inside the package."""
+    """Raises at the n-th line or call inside the package, once ``handler`` was called there."""
 
-    def __init__(self, at: int) -> None:
+    def __init__(self, at: int, handler: Callable[[], Any] | None = None) -> None:
         self.left = at
+        self.handler = handler
         self.where = ""
 
     def __call__(self, frame: FrameType, event: str, arg: Any) -> Any:
@@ -39,6 +40,8 @@ class Strike:
             if self.left == 0:
                 sys.settrace(None)
                 self.where = f"{frame.f_code.co_filename}:{frame.f_lineno} ({event})"
+                if self.handler is not None:
+                    self.handler()
                 raise Interrupted
         return self
 
@@ -54,10 +57,12 @@ def tracing(trace: Any) -> Iterator[None]:
         sys.settrace(before)
 
 
-def strikes(action: Callable[[], Any]) -> Iterator[tuple[str, bool]]:
+def strikes(
+    action: Callable[[], Any], handler: Callable[[], Any] | None = None
+) -> Iterator[tuple[str, bool]]:
     """Interrupt ``action`` at each point in turn; where, and whether it returned all the same."""
     for number in range(1, 5000):
-        strike = Strike(number)
+        strike = Strike(number, handler)
         try:
             with tracing(strike):
                 action()
@@ -95,3 +100,38 @@ def test_an_interrupted_publish_leaves_nothing_open(
         counts = dict(database.execute("SELECT payload, count(*) FROM task_queue GROUP BY payload"))
     assert counts["after"] == points
     assert counts["struck"] > returned
+
+
+def test_a_handler_may_close_the_connection_that_is_publishing(
+    broker_url: str, queue_path: str
+) -> None:
+    """As beat's of SIGTERM does: its exception comes out, and the file is left in order."""
+
+    def connect() -> Connection:
+        made = Connection(broker_url)
+        made.default_channel  # noqa: B018 - connects
+        return made
+
+    connection = connect()
+    points = returned = 0
+    struck = strikes(
+        lambda: connection.Producer().publish("struck", routing_key="q", retry=False),
+        lambda: connection.release(),
+    )
+    for where, done in struck:
+        points += 1
+        returned += done
+        other = apsw.Connection(queue_path)
+        try:
+            other.execute("BEGIN IMMEDIATE")
+        except apsw.BusyError:
+            pytest.fail(f"struck at {where}, it still holds the write lock")
+        other.close()
+        connection = connect()
+        connection.Producer().publish("after", routing_key="q")
+    assert points > 100
+    connection.release()
+    with QueueDatabase(queue_path) as database:
+        counts = dict(database.execute("SELECT payload, count(*) FROM task_queue GROUP BY payload"))
+    assert counts["after"] == points
+    assert counts["struck"] >= returned
