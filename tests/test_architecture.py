@@ -127,7 +127,7 @@ def test_kombu_sqlite_never_imports_celery() -> None:
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
 def test_sql_stands_only_in_sql(path: Path) -> None:
-    """Transaction control in handles and scopes excepted; schema sets pragmas and records the migrations."""
+    """Handles and scopes control transactions; schema sets pragmas and records migrations."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
     docstrings = {
