@@ -4,9 +4,10 @@ Rooms, from the ground up; each imports only from those above it:
 
 - ``errors``, ``options``, ``clock``, ``native``, ``log``: what everything needs.
 - ``location``, ``sql``, ``checkpoints``, ``older``, ``schema``, ``forking``, ``translating``,
-  ``handles``, ``scopes``, ``database``: one file, its connections, its transactions.
+  ``bells``, ``turns``, ``handles``, ``scopes``, ``database``: one file, the signals beside it, its
+  connections, its transactions.
 - ``models``, ``routing``, ``topology``: rows, and which queue a message goes to.
-- ``bells``, ``foreign``, ``keys``, ``stories``, ``deliveries``, ``publishing``, ``revocations``,
+- ``foreign``, ``keys``, ``stories``, ``deliveries``, ``publishing``, ``revocations``,
   ``cancelling``, ``claims``, ``settler``: messages in, out and ended.
 - ``results``, ``chords``, ``owed``: what a result backend keeps, and ends that owe it something.
 - ``sessions``, ``waiting``, ``leases``, ``watcher``, ``housekeeping``, ``upkeep``: who is alive,

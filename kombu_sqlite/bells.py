@@ -29,6 +29,7 @@ from .native import lock, read, write
 __all__ = (
     "FIRST_CONSUMER_BELL",
     "FIRST_WAITER_BELL",
+    "TURN_AT",
     "UPKEEP_BELL",
     "Bell",
     "BellBoard",
@@ -49,7 +50,9 @@ _WAITERS = 65536
 _WAITER = struct.Struct("<H")
 _NOBODY = 0
 _SEVERAL = 0xFFFF
-_SIZE = _WAITERS_AT + _WAITERS * _WAITER.size
+#: Where it is noted whose turn to write is next; see ``turns``.
+TURN_AT = _WAITERS_AT + _WAITERS * _WAITER.size + _BEAT.size
+_SIZE = TURN_AT + 16
 _ASLEEP = 1
 _ASLEEP_BYTE = b"\x01"
 _AWAKE = 0
@@ -81,16 +84,17 @@ class BellBoard:
         #: Permissions of what stands beside the file.
         self.mode = mode
         self._lock = lock()
-        self._flags: mmap.mmap | None = None
+        #: The shared flags, once something here has asked for them.
+        self.mapped: mmap.mmap | None = None
 
     def flags(self) -> mmap.mmap:
         """Return the shared flags, mapping the side file at the first call."""
-        flags = self._flags
+        flags = self.mapped
         if flags is None:
             with self._lock:
-                flags = self._flags
+                flags = self.mapped
                 if flags is None:
-                    flags = self._flags = self._map()
+                    flags = self.mapped = self._map()
         return flags
 
     def _map(self) -> mmap.mmap:
@@ -211,7 +215,7 @@ class BellBoard:
     def close(self) -> None:
         """Unmap the flags."""
         with self._lock:
-            flags, self._flags = self._flags, None
+            flags, self.mapped = self.mapped, None
         if flags is not None:
             flags.close()
 

@@ -15,6 +15,7 @@ from typing import Any
 import apsw
 
 from . import location, native, schema
+from .bells import BellBoard
 from .errors import (
     QueueDatabaseError,
     QueueLocationError,
@@ -25,6 +26,7 @@ from .forking import gate
 from .handles import IDENTITY_INTERVAL_S, Handle
 from .options import Options
 from .scopes import Reading, Snapshot, Transaction
+from .turns import Turns
 
 __all__ = ("Database", "ensure_library_safe")
 
@@ -66,6 +68,8 @@ class Database:
         ensure_library_safe(apsw.sqlite_lib_version())
         self.options = options
         self.path = location.ensure_usable(options.path)
+        self.board = BellBoard(self.path, options.file_mode)
+        self.turns = Turns(self.board)
         self._local = native.local()
         self._lock = native.lock()
         self._handles: set[Handle] = set()

@@ -145,8 +145,9 @@ class Handle:
     def begin(self, wait_s: float | None) -> None:
         """Take the write lock, or raise BusyError once ``wait_s`` has passed.
 
-        The wait is ours: a constant short one, since SQLite's own grows to 100 ms a try and lets
-        whoever came last go first; and one that yields to greenlets where ``time.sleep`` does.
+        The wait is ours: a constant short one, since SQLite's own grows to 100 ms a try; in turn,
+        since whoever came last may be the first to ask; and one that yields to greenlets where
+        ``time.sleep`` does.
 
         Arguments:
             wait_s: None waits for ``busy_timeout``.
@@ -156,22 +157,32 @@ class Handle:
         usual_s = self.database.options.busy_timeout
         connection.set_busy_timeout(0)
         try:
-            self.cursor.execute("BEGIN IMMEDIATE")
-        except apsw.BusyError:
-            self._begin_by(time.monotonic() + (usual_s if wait_s is None else min(wait_s, usual_s)))
+            if not (self.database.turns.is_free() and self._try_begin()):
+                self._begin_within(usual_s if wait_s is None else min(wait_s, usual_s))
         finally:
             connection.set_busy_timeout(int(usual_s * 1000))
 
-    def _begin_by(self, deadline: float) -> None:
+    def _try_begin(self) -> bool:
+        try:
+            self.cursor.execute("BEGIN IMMEDIATE")
+        except apsw.BusyError:
+            return False
+        return True
+
+    def _begin_within(self, wait_s: float) -> None:
         sleep = time.sleep if self._green is not None else native.sleep
-        for tried in itertools.count():
-            sleep(_FIRST_RETRY_S if tried < _FIRST_RETRIES else _BUSY_RETRY_S)
-            try:
-                self.cursor.execute("BEGIN IMMEDIATE")
-                return
-            except apsw.BusyError:
-                if time.monotonic() >= deadline:
-                    raise
+        turns, came_ns = self.database.turns, time.monotonic_ns()
+        turns.join()
+        try:
+            for tried in itertools.count():
+                sleep(_FIRST_RETRY_S if tried < _FIRST_RETRIES else _BUSY_RETRY_S)
+                if turns.is_mine(came_ns) and self._try_begin():
+                    return
+                if time.monotonic_ns() - came_ns >= wait_s * 1e9:
+                    self.cursor.execute("BEGIN IMMEDIATE")  # out of turn, or it says what is wrong
+                    return
+        finally:
+            turns.give_back(came_ns)
 
     def close(self) -> None:
         """Close the connection; in a forked child only forget it, since closing loses data."""

@@ -7,7 +7,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 
-from .bells import FIRST_CONSUMER_BELL, Bell, BellBoard
+from .bells import FIRST_CONSUMER_BELL, Bell
 from .cancelling import Canceller
 from .chords import Chords
 from .claims import Claimant, Claims
@@ -52,7 +52,7 @@ class Store(Shared):
         self.options = options
         self.database = Database(options)
         self.topology = TopologyStore(self.database)
-        self.board = BellBoard(self.database.path, options.file_mode)
+        self.board = self.database.board
         self.revocations = Revocations(self.database)
         self.canceller = Canceller(self.database, self.revocations)
         self.claims = Claims(self.database, self.topology, self.revocations)

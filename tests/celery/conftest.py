@@ -9,12 +9,14 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 
 import kombu_sqlite
 from kombu_sqlite import QueueDatabase
@@ -246,3 +248,25 @@ def station(make_station: Callable[..., Lab]) -> Lab:
 def lab(make_lab: Callable[..., Lab]) -> Lab:
     """A lab with the default options."""
     return make_lab()
+
+
+@pytest.fixture
+def redis_url() -> str:
+    """A database of the local Redis, for keys that begin with ``redis_prefix``."""
+    return "redis://127.0.0.1:6379/11"
+
+
+@pytest.fixture
+def redis_prefix(redis_url: str) -> Iterator[str]:
+    """What the keys of one test begin with; they are gone at its end."""
+    server = redis.Redis.from_url(redis_url, socket_connect_timeout=1)
+    try:
+        server.ping()
+    except redis.ConnectionError:
+        server.close()
+        pytest.skip(f"no Redis at {redis_url}")
+    prefix = f"kombu-sqlite-test-{uuid.uuid4().hex}:"
+    yield prefix
+    if keys := server.keys(f"*{prefix}*"):
+        server.delete(*keys)
+    server.close()

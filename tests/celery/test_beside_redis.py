@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 from celery import Celery, chord, group
 
 DATABASES = [f"redis://localhost:6379/{number}" for number in range(13, 8, -1)]
@@ -20,7 +21,6 @@ HERE = Path(__file__).parent
 @pytest.fixture
 def app(tmp_path: Path) -> Iterator[Any]:
     """An app of its own, with a worker that runs the tasks of ``results_app``."""
-    redis = pytest.importorskip("redis")
     try:
         empty = [url for url in DATABASES if not redis.Redis.from_url(url).dbsize()]
     except redis.ConnectionError:

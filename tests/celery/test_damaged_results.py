@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from kombu.exceptions import ContentDisallowed, DecodeError
 
 from celery_integration.waiting import watcher_of
 from kombu_sqlite import QueueDatabase
+from tests.traps import Trap
 
 DAMAGED = [
     "",
@@ -130,16 +130,6 @@ def test_a_damaged_group_is_a_decode_error(app: Any) -> None:
     for number in range(len(DAMAGED)):
         with pytest.raises(DecodeError):
             GroupResult.restore(f"g{number}", app=app)
-
-
-class Trap:
-    """Whoever loads its pickle makes a folder."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> Any:
-        return os.mkdir, (str(self.path),)
 
 
 @pytest.mark.parametrize("serializer", ["json", "pickle"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,31 +11,18 @@ from celery.contrib.testing.worker import start_worker
 
 import celery_integration
 
-REDIS = "redis://127.0.0.1:6379/11"
-
 
 @pytest.fixture
-def redis_app() -> Iterator[Celery]:
+def redis_app(redis_url: str, redis_prefix: str) -> Iterator[Celery]:
     """An app on a local Redis, with a key prefix and a queue of its own."""
-    redis = pytest.importorskip("redis", reason="the redis client is not installed")
-    server = redis.Redis.from_url(REDIS, socket_connect_timeout=1)
-    try:
-        server.ping()
-    except redis.exceptions.ConnectionError:
-        server.close()
-        pytest.skip(f"no Redis at {REDIS}")
-    prefix = f"kombu-sqlite-test-{uuid.uuid4().hex}:"
-    app = Celery("other", broker=REDIS, set_as_current=False)
+    app = Celery("other", broker=redis_url, set_as_current=False)
     app.conf.update(
-        broker_transport_options={"global_keyprefix": prefix},
-        task_default_queue=prefix + "queue",
+        broker_transport_options={"global_keyprefix": redis_prefix},
+        task_default_queue=redis_prefix + "queue",
         task_ignore_result=True,
     )
     yield app
     app.close()
-    if keys := server.keys(prefix + "*"):
-        server.delete(*keys)
-    server.close()
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import uuid
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,33 +12,16 @@ from celery.exceptions import TaskRevokedError, WorkerLostError
 
 import celery_integration
 
-REDIS = "redis://127.0.0.1:6379/6"
-
 pytestmark = pytest.mark.filterwarnings("ignore:Call to deprecated")  # Celery's use of redis-py
 
 
 @pytest.fixture
-def prefix() -> Iterator[str]:
-    """What the keys of one test begin with; they are gone at its end."""
-    redis = pytest.importorskip("redis", reason="the redis client is not installed")
-    server = redis.Redis.from_url(REDIS, socket_connect_timeout=1)
-    try:
-        server.ping()
-    except redis.exceptions.ConnectionError:
-        server.close()
-        pytest.skip(f"no Redis at {REDIS}")
-    prefix = f"kombu-sqlite-test-{uuid.uuid4().hex}:"
-    yield prefix
-    if keys := server.keys(f"*{prefix}*"):
-        server.delete(*keys)
-    server.close()
-
-
-@pytest.fixture
-def house(prefix: str, make_lab: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def house(
+    redis_url: str, redis_prefix: str, make_lab: Any, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Any]:
     """A lab whose app keeps its results in Redis."""
-    monkeypatch.setenv("TEST_BACKEND", REDIS)
-    monkeypatch.setenv("TEST_RESULT_PREFIX", prefix)
+    monkeypatch.setenv("TEST_BACKEND", redis_url)
+    monkeypatch.setenv("TEST_RESULT_PREFIX", redis_prefix)
     lab = make_lab("?max_attempts=2", module="living")
     assert lab.app.backend.as_uri().startswith("redis://")
     yield lab

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 from celery import VERSION, Celery, states
 from celery.app.task import Context
 from celery.backends import base
@@ -100,7 +101,6 @@ def test_the_broker_s_file_is_opened_once(tmp_path: Path) -> None:
 def test_states_are_as_celery_s_users_know_them(make_app: Callable[..., Any], backend: str) -> None:
     """The same from this backend as from Redis."""
     if backend:
-        redis = pytest.importorskip("redis")
         try:
             redis.Redis.from_url(backend).ping()
         except redis.ConnectionError:

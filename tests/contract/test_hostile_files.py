@@ -18,6 +18,7 @@ from kombu import Connection, Exchange, Queue
 from kombu.exceptions import ContentDisallowed
 
 from kombu_sqlite import QueueDatabase, QueueDatabaseError, QueueLocationError
+from tests.traps import Trap
 
 #: Text that no program can read.
 BROKEN = "CAST(x'ff' AS TEXT)"
@@ -191,16 +192,6 @@ def test_a_name_is_data(
     for each in (mine, its):
         each.delete()
     assert database.execute("SELECT count(*) FROM sqlite_schema")[0][0] == tables
-
-
-class Trap:
-    """Whoever loads its pickle makes a folder."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> Any:
-        return os.mkdir, (str(self.path),)
 
 
 @pytest.mark.parametrize("name", ["application/x-python-serialize", "pickle"])

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import redis
 from kombu import Connection, Consumer, Exchange, Queue, pools
 from kombu.common import Broadcast, collect_replies, itermessages, maybe_declare, send_reply
 from kombu.exceptions import ChannelError, OperationalError
@@ -429,7 +430,6 @@ def test_a_consumer_is_not_woken_for_what_it_cannot_do(connect: Connect) -> None
 
 def test_a_redis_server_may_be_the_alternate(broker_url: str) -> None:
     """The file comes first; switched to the other, the list goes on and comes back."""
-    redis = pytest.importorskip("redis")
     server = redis.Redis.from_url("redis://127.0.0.1:6379/0")
     try:
         server.ping()
