@@ -55,13 +55,7 @@ def fail(switch: Path, fault: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("pool", "fault"),
-    [
-        # threads that cannot read have, seldom, run a task other than once: not understood yet
-        pytest.param(*case, marks=[pytest.mark.slow] if case == ("threads", READS) else [])
-        for case in CASES
-    ],
-    ids=[f"{pool}, {fault}" for pool, fault in CASES],
+    ("pool", "fault"), CASES, ids=[f"{pool}, {fault}" for pool, fault in CASES]
 )
 def test_a_worker_goes_on(faulty: Lab, switch: Path, pool: str, fault: str) -> None:
     """Each task runs once, each result arrives, and its upkeep still does its duties."""

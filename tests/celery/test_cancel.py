@@ -75,7 +75,7 @@ def test_a_producer_that_knows_tasks_by_name_alone_cancels_too(house: Any) -> No
 
 @pytest.mark.parametrize(
     "pool",
-    ["prefork", "threads", "solo", "gevent", pytest.param("eventlet", marks=pytest.mark.slow)],
+    ["prefork", "threads", "solo", "gevent", "eventlet"],
 )
 def test_a_prefetched_task_never_starts(house: Any, pool: str) -> None:
     """In no pool; the one that runs goes on, "running"."""
@@ -118,9 +118,7 @@ def test_a_prefetched_next_run_never_starts(house: Any) -> None:
     assert house.database.get(retried.id).status == "cancelled"
 
 
-@pytest.mark.parametrize(
-    "pool", ["prefork", "gevent", pytest.param("eventlet", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("pool", ["prefork", "gevent", "eventlet"])
 def test_a_running_task_is_terminated_where_asked(house: Any, pool: str) -> None:
     """Acknowledged early or late; its row and its caller say so; the worker goes on."""
     house.worker("-P", pool, "-c", "2")

@@ -149,9 +149,7 @@ def test_a_busy_worker_still_answers(quiet: Any) -> None:
     assert backlog > 0
 
 
-@pytest.mark.parametrize(
-    "pool", ["threads", "gevent", pytest.param("eventlet", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("pool", ["threads", "gevent", "eventlet"])
 def test_other_pools_obey_as_well(lab: Any, pool: str) -> None:
     """Also those on the blocking loop; they are asked while they work, and shut down."""
     worker = lab.worker("-P", pool, "-c", "2")

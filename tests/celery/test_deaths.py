@@ -75,9 +75,7 @@ def test_a_killed_worker_loses_nothing(house: Any, pool: str) -> None:
     assert tuple(alive) == ("active", "w2@test", 2)
 
 
-@pytest.mark.parametrize(
-    "pool", ["prefork", "gevent", pytest.param("eventlet", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("pool", ["prefork", "gevent", "eventlet"])
 def test_a_cold_shutdown_fails_what_was_acknowledged(house: Any, pool: str) -> None:
     """And gives back what was not; the caller of the former hears of it from the next worker."""
     worker = house.worker("-P", pool, "-c", "2")
