@@ -46,6 +46,9 @@ _IDLE_INTERVAL_S = 5.0
 #: How long a promotion that failed is left alone: a full disk must not keep this thread spinning.
 _RETRY_AFTER_S = 0.5
 
+#: So many of what falls due in one moment are made ready first: consumers begin with them meanwhile.
+_FIRST_BATCH = 20
+
 #: A file that fails is complained of at most this often, in seconds.
 _COMPLAINT_INTERVAL_S = 5.0
 
@@ -269,13 +272,15 @@ class Upkeep:
             self._next_due_s = time.time() + _HOUSEKEEPING_INTERVAL_S  # mended by then
 
     def promote(self) -> None:
-        """Make ready what is due, in batches, and wake consumers after each."""
+        """Make ready what is due, in batches that grow, and wake consumers after each."""
+        size = _FIRST_BATCH
         while not self._closed:
             with self._database.transaction() as handle:
-                rows = handle.all(statement("promote_due"), {"now": now_text(), "limit": BATCH})
+                rows = handle.all(statement("promote_due"), {"now": now_text(), "limit": size})
             self._ring_all({readable(queue) for (queue,) in rows})
-            if len(rows) < BATCH:
+            if len(rows) < size:
                 break
+            size = min(5 * size, BATCH)
         self._read_next_due()
 
     def ring_for_ready(self) -> None:
