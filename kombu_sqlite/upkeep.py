@@ -46,7 +46,7 @@ _IDLE_INTERVAL_S = 5.0
 #: How long a promotion that failed is left alone: a full disk must not keep this thread spinning.
 _RETRY_AFTER_S = 0.5
 
-#: So many of what falls due in one moment are made ready first: consumers begin with them meanwhile.
+#: So many of what falls due in one moment become ready first: consumers begin with them meanwhile.
 _FIRST_BATCH = 20
 
 #: A file that fails is complained of at most this often, in seconds.
