@@ -78,17 +78,18 @@ class Handle:
     def release(self) -> None:
         """Leave."""
         self.depth -= 1
-        if self.depth == 0:
-            try:
-                if self.closes_at_end:
-                    self.close()
-                elif self.doubts and self.connection is not None:
-                    self.doubts = False
-                    self.connection.release_memory()  # SQLite keeps what it misread
-            finally:
+        last = self.depth == 0
+        try:
+            if last and self.closes_at_end:
+                self.close()
+            elif last and self.doubts and self.connection is not None:
+                self.doubts = False
+                self.connection.release_memory()  # SQLite keeps what it misread
+        finally:
+            if last:
                 self.in_use.release()
-        if self._green is not None:
-            self._green.release()
+            if self._green is not None:
+                self._green.release()
 
     def leave(self, depth: int) -> None:
         """Undo and leave whatever a signal handler's exception kept from being left properly."""

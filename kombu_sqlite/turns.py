@@ -38,7 +38,7 @@ class Turns:
     def join(self) -> None:
         """Take part from now on: whoever has met another writer once."""
         if self._board.mapped is None:
-            with suppress(QueueDiskError):  # the caller's own write will tell of it
+            with suppress(QueueDiskError):  # then out of turn: the write needs it not
                 self._board.flags()
 
     def is_free(self) -> bool:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import kombu
 import pytest
 
 from tests.benchmarks.measures import percentile
@@ -70,7 +71,8 @@ def test_every_measure_has_a_figure_or_a_reason(quick: dict[str, Any]) -> None:
             assert "{" not in measure["text"]
             brokers = {name for name in BROKERS if name in SUITE[benchmark].brokers}
             assert set(measure["samples"]) | set(measure["skipped"]) == brokers
-            assert "sqlite" in measure["samples"]
+            has_it = not metric.key.endswith("-batch") or kombu.VERSION >= (5, 7)
+            assert ("sqlite" in measure["samples"]) == has_it
             for samples in measure["samples"].values():
                 assert len(samples) == quick["rounds"] == 1
                 assert measure["unit"] in ("", "B") or samples[0] > 0

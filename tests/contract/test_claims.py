@@ -12,6 +12,7 @@ from kombu_sqlite.models import DeliveryTag, Envelope, Settlement
 from kombu_sqlite.options import Options
 from kombu_sqlite.routing import Queue
 from kombu_sqlite.store import Store
+from kombu_sqlite.upkeep import Upkeep
 
 Wait = Callable[..., Any]
 
@@ -105,6 +106,26 @@ def test_a_delayed_message_is_promoted_when_it_is_due(
     found = wait_until(database.claim)
     assert database.execute(now)[0][0] >= due
     assert found[0].type == "later"
+
+
+def test_the_first_of_many_due_at_once_do_not_wait_for_the_last(
+    database: QueueDatabase, wait_until: Wait, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They become ready in batches that grow, and consumers are woken after each."""
+    ring, ready = Upkeep._ring_all, list[int]()
+    count = "SELECT count(*) FROM task_queue WHERE run_after_utc <= updated_at_utc"
+
+    def look_and_ring(self: Upkeep, queues: set[str]) -> None:
+        if queues:
+            ready.append(database.execute(count)[0][0])
+        ring(self, queues)
+
+    monkeypatch.setattr(Upkeep, "_ring_all", look_and_ring)
+    database.claim()  # stands for the election
+    due = database.execute("SELECT strftime('%Y-%m-%d %H:%M:%f', 'now', '+1.5 seconds')")[0][0]
+    database.enqueue_many([{"type": "later", "run_after_utc": due}] * 700)
+    wait_until(lambda: ready and ready[-1] == 700)
+    assert ready == [20, 120, 620, 700]
 
 
 def test_an_expired_message_is_cancelled_and_owes_its_result(

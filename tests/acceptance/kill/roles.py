@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 from celery import chord
@@ -73,6 +73,7 @@ def produce(role: Role) -> None:
     """Publish plain messages, singly and in batches."""
     with Connection(role.url) as connection:
         producer = connection.Producer(exchange=EXCHANGE, auto_declare=False)
+        batch = getattr(producer, "batch", nullcontext)  # it came with Kombu 5.7
         bound = [queue(connection.default_channel) for queue in QUEUES]
         for queue in bound:
             queue.declare()
@@ -94,7 +95,7 @@ def produce(role: Role) -> None:
                 with role.publishing([identity]):
                     publish(identity)
             identities = [role.new_id() for _ in range(role.random.randrange(20))]
-            with role.publishing(identities), producer.batch():
+            with role.publishing(identities), batch():
                 for identity in identities:
                     publish(identity)
             role.pause(0.05)
