@@ -39,6 +39,7 @@ class Sender:
         self.producer = connection.Producer()
         self.queue(self.producer.channel).declare()
         self._task = task
+        self._reply_to = str(uuid.uuid4())  # without one, rpc:// keeps no result
         arguments = ["x" * size] if size else []
         self._body = [arguments, {}, dict.fromkeys(("callbacks", "errbacks", "chain", "chord"))]
 
@@ -61,7 +62,7 @@ class Sender:
             "argsrepr": "()",
             "kwargsrepr": "{}",
             "origin": "gen1@benchmark",
-            "ignore_result": False,
+            "ignore_result": self._task == NOOP,  # a worker heeds this, not the task's own option
             "replaced_task_nesting": 0,
             "stamped_headers": None,
             "stamps": {},
@@ -75,6 +76,7 @@ class Sender:
             delivery_mode=2,
             priority=0 if priority is None else priority,
             correlation_id=identity,
+            reply_to=self._reply_to,
         )
 
     def count_until(self, count: int, seconds: float) -> Iterator[int]:
