@@ -186,6 +186,8 @@ def test_a_failure_reaches_whoever_waits(canvas: Any) -> None:
         ),
         "body that is a group, in a chord": chord([chord([bad], group(total, total)), good], total),
         "chain after a chord": chain(chord([bad], total), t.add.s(1)),
+        "between two chords": chain(chord([good], total), bad, group(t.add.s(1), good), total),
+        "before a chord, in a header": chord([chain(bad, chord([t.add.s(1)], total)), good], total),
         "chords in a chain": chain(group(bad, good), group(t.total.s(), t.total.s(1)), t.total.s()),
     }
     sent = {name: signature.apply_async() for name, signature in cases.items()}

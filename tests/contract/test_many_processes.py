@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from kombu_sqlite.schema import SCHEMA_VERSION
 
 CROWD = 20
 EACH = 30
+BATCH = 50
 
 #: All begin at once, on a file that is not there yet; each produces and consumes.
 MEMBER = """
@@ -38,6 +40,19 @@ while not os.path.exists(path + '.stop'):
         db.complete(delivery)
         print(delivery.payload, flush=True)
     time.sleep(0.02)
+db.close()
+"""
+
+#: Has the write lock almost all the time.
+GREEDY = """
+import os, sys
+sys.path[:0] = {search!r}
+from kombu_sqlite import QueueDatabase
+db = QueueDatabase({path!r}, busy_timeout=60)
+db.enqueue_many([{{'type': 'greedy'}}])
+print('ready', flush=True)
+while not os.path.exists({path!r} + '.stop'):
+    db.enqueue_many([{{'type': 'greedy'}}] * {each})
 db.close()
 """
 
@@ -104,6 +119,25 @@ def test_twenty_processes_lose_and_repeat_nothing(queue_path: str, wait_until: A
         for member in members:
             member.kill()
             member.communicate()
+
+
+def test_who_writes_little_has_its_turn_among_who_write_always(queue_path: str) -> None:
+    """Counted in what the others commit while it waits: some transactions, not hundreds."""
+    writers = [start(GREEDY, path=queue_path, each=BATCH) for _ in range(4)]
+    try:
+        for writer in writers:
+            assert writer.stdout is not None
+            assert writer.stdout.readline() == "ready\n"
+        with QueueDatabase(queue_path, busy_timeout=60) as database:
+            places = [database.enqueue("modest").id for _ in range(60)]
+        waited = sorted((b - a) // BATCH for a, b in itertools.pairwise(places))
+        assert 0 < waited[-1] < 100, waited
+        assert waited[len(waited) // 2] < 10, waited
+    finally:
+        Path(queue_path + ".stop").touch()
+        for writer in writers:
+            writer.communicate(timeout=60)
+    assert [writer.returncode for writer in writers] == [0] * 4
 
 
 def kill_while_opening(path: str, seed: int) -> bool:
