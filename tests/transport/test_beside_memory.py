@@ -9,7 +9,7 @@ from typing import Any
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from kombu import Connection, Exchange, Queue
+from kombu import VERSION, Connection, Exchange, Queue
 from kombu.transport.memory import Channel, Transport
 
 QUEUES = ("one", "two", "three")
@@ -17,10 +17,12 @@ KEYS = ("a", "a.b", "a.b.c", "b", "b.b")
 EXCHANGES = {
     kind: Exchange(f"ex.{kind}", type=kind, durable=True) for kind in ("direct", "topic", "fanout")
 }
+#: Kombu's own "*" matched several words before 5.7; AMQP's, and ours, exactly one.
+STARRED = ["*", "*.*", "*.b", "a.*.c"] if VERSION >= (5, 7) else []
 PATTERNS = {
     "direct": st.sampled_from(KEYS),
     # Kombu's own "#" beside other words wants at least one; AMQP's, and ours, also matches none.
-    "topic": st.sampled_from(["#", "*", "*.*", "*.b", "a.*.c", "b"]),
+    "topic": st.sampled_from(["#", "b", *STARRED]),
     "fanout": st.just(""),
 }
 _numbers = itertools.count()
