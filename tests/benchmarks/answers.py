@@ -114,7 +114,7 @@ RESULTS = Benchmark(
         Metric("p99", "Celery: delay().get(), prefork -c 2, p99", "ms"),
         Metric("group", "Celery: tasks of a group of {group:,} with results", "/s", higher=True),
     ),
-    _PEERS,
+    (*_PEERS, "bare"),
     slow_rounds=1,
 )
 CHORDS = Benchmark(

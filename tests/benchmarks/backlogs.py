@@ -122,11 +122,11 @@ PREFORK = Benchmark(
         Metric("stored-rate", "Celery: no-op tasks with results, prefork -c 2", "/s", higher=True),
         Metric("parent-cpu", "Celery: CPU of the prefork worker's main process per task", "µs"),
     ),
-    _REMOTE,
+    (*_REMOTE, "bare"),
     slow_rounds=1,
 )
 THREADS = Benchmark("celery-threads", run_threads, _rate("-P threads -c 2"), _SWIFT, rounds=2)
-SOLO = Benchmark("celery-solo", run_solo, _rate("-P solo"), _SWIFT, rounds=2)
+SOLO = Benchmark("celery-solo", run_solo, _rate("-P solo"), (*_SWIFT, "bare"), rounds=2)
 TWO_SOLO = Benchmark("celery-two-solo", run_two_solo, _rate("two -P solo workers"), _SWIFT)
 CEILING = Benchmark(
     "celery-embedded",

@@ -11,6 +11,7 @@ from typing import Any
 import apsw
 
 import kombu_sqlite  # registers sqlite://
+import tests.benchmarks.bare  # noqa: F401 - registers bare://
 from tests.benchmarks.servers import RabbitMQ, Redis
 from tests.benchmarks.spaces import QUEUES, Broker, Space
 
@@ -84,6 +85,16 @@ class Memory(Broker):
         return {"url": "memory://", "results": "cache+memory://"}
 
 
+@dataclass(frozen=True)
+class Bare(Broker):
+    """No broker at all: what Celery costs with its pool."""
+
+    def fields(self, name: str, folder: str) -> dict[str, Any]:
+        """A file of messages and one of results; one queue, one worker, one client."""
+        options = {"folder": folder, "queue": f"{name}.work"}
+        return {"url": "bare://", "options": options, "results": "tests.benchmarks.bare:Backend"}
+
+
 BROKERS: dict[str, Broker] = {
     broker.name: broker
     for broker in (
@@ -96,6 +107,7 @@ BROKERS: dict[str, Broker] = {
         FileSystem("filesystem", "file system", slow=True),
         SQLAlchemy("sqla", "sqla+sqlite", slow=True),
         Memory("memory", "memory", local=True, ceiling=True),
+        Bare("bare", "bare files", local=True, ceiling=True),
     )
 }
 

@@ -56,7 +56,7 @@ class Broker:
     label: str
     #: Where its files go; None is the folder chosen for the run.
     folder: str | None = None
-    #: Lives in one process: no second one can publish or consume.
+    #: Not for several processes that publish and consume; measured where it is named.
     local: bool = False
     #: Takes so long for Celery's benchmarks that one round must do.
     slow: bool = False
