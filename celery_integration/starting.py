@@ -45,8 +45,10 @@ class Starter:
         self._waiting.append((request, execute))
         if len(self._waiting) > 1:
             return
-        if self._channel.at_turn_end is None:  # it comes from the timer of a rate limit
-            self._hub.call_soon(self.start_all)
+        if (
+            self._channel.at_turn_end is None
+        ):  # it comes from a free process or a rate limit's timer
+            self._hub.call_later(0, self.start_all)  # call_soon from a timer waits for an event
         else:
             self._channel.at_turn_end.append(self.start_all)
 

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 from celery import Celery
 from celery.exceptions import TaskRevokedError
+from kombu.asynchronous import Hub
 
 from celery_integration.requests import combine
+from celery_integration.starting import Starter
 from kombu_sqlite import QueueDatabase
 from kombu_sqlite.channel import Channel
 
@@ -66,3 +68,22 @@ def test_what_was_given_back_before_is_not_executed(request_: Any, database: Que
         accept(request_)
     row = database.list()[0]
     assert (row.status, row.attempts) == ("queued", 0)
+
+
+def test_a_start_from_a_timer_waits_for_no_event(request_: Any) -> None:
+    """A rate limit's timer may be the last thing for a long time that wakes the worker's loop."""
+    executed: list[str] = []
+    before_sleep: list[list[str]] = []
+
+    def poll(timeout: float) -> None:
+        before_sleep.append(list(executed))
+
+    hub = Hub()
+    hub.poller.poll = poll
+    hub.readers[-1] = None  # a loop without any does not poll
+    starter = Starter(request_.lease_channel, hub)
+    hub.call_later(0, starter.add, request_, lambda: executed.append(request_.id))
+    next(hub.create_loop())
+    assert before_sleep == [[request_.id]]
+    hub.readers.clear()
+    hub.close()
