@@ -126,7 +126,7 @@ PREFORK = Benchmark(
     slow_rounds=1,
 )
 THREADS = Benchmark("celery-threads", run_threads, _rate("-P threads -c 2"), _SWIFT, rounds=2)
-SOLO = Benchmark("celery-solo", run_solo, _rate("-P solo"), (*_SWIFT, "bare"), rounds=2)
+SOLO = Benchmark("celery-solo", run_solo, _rate("-P solo"), _SWIFT, rounds=2)
 TWO_SOLO = Benchmark("celery-two-solo", run_two_solo, _rate("two -P solo workers"), _SWIFT)
 CEILING = Benchmark(
     "celery-embedded",

@@ -118,6 +118,7 @@ class Transport(virtual.Transport):
         super().__init__(client, **kwargs)
         self._loop: Any = None
         self._lines: deque[Any] = deque()
+        self._going_on = False
 
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:
         """Come before the consumer does."""
@@ -135,11 +136,13 @@ class Transport(virtual.Transport):
         self._deliver_some()
 
     def go_on(self) -> None:
-        """Deliver more in the next turn of the loop."""
-        if self._lines:
-            self._loop.call_soon(self._deliver_some)
+        """Deliver more before the loop sleeps; acknowledgements come from within its turn."""
+        if self._lines and not self._going_on:
+            self._going_on = True
+            self._loop.call_later(0, self._deliver_some)
 
     def _deliver_some(self) -> None:
+        self._going_on = False
         while self._lines and self._consumer.qos.can_consume():
             self._deliver(self._lines.popleft(), self._queue)
 
