@@ -8,8 +8,10 @@ FROM task_queue WHERE id = :id;
 SELECT id FROM task_queue INDEXED BY ix_task_task_id WHERE task_id = :task_id ORDER BY id DESC;
 
 -- name: cancel_unstarted
--- Cancels a row that waits or was only prefetched: its start then finds nothing to start.
+-- Cancels a row that waits or was only prefetched: its start then finds nothing to start, and its
+-- lease was no attempt.
 UPDATE task_queue SET
+    attempts = CASE WHEN status = 'processing' THEN attempts - 1 ELSE attempts END,
     status = 'cancelled', finished_at_utc = :now, updated_at_utc = :now, lease_until_utc = NULL,
     error_message = :error, outcome_pending = 1
 WHERE id = :id AND (status = 'queued'

@@ -64,7 +64,8 @@ def test_what_waits_or_is_prefetched_is_cancelled(store: Store, database: QueueD
     ]
     assert store.deliveries.start([(delivery.tag, False)]) == set()
     assert store.settle([Settlement(delivery.tag, "requeue", quiet=True)]) == []
-    assert rows(database, "status, error_message, outcome_pending") == [("cancelled", "why", 1)] * 3
+    ended = rows(database, "status, error_message, outcome_pending, attempts")
+    assert ended == [("cancelled", "why", 1, 0)] * 3
     assert store.owed.find(0, 9) == [1, 2, 3]
 
 
