@@ -45,12 +45,10 @@ class Starter:
         self._waiting.append((request, execute))
         if len(self._waiting) > 1:
             return
-        if (
-            self._channel.at_turn_end is None
-        ):  # it comes from a free process or a rate limit's timer
-            self._hub.call_later(0, self.start_all)  # call_soon from a timer waits for an event
-        else:
+        if self._channel.at_turn_end is not None:
             self._channel.at_turn_end.append(self.start_all)
+        else:  # a process became free, or a rate limit's timer, where call_soon awaits an event
+            self._hub.call_later(0, self.start_all)
 
     def start_all(self) -> None:
         """Write the starts; hand over what may run, refuse the rest."""

@@ -11,7 +11,7 @@ SELECT id FROM task_queue INDEXED BY ix_task_task_id WHERE task_id = :task_id OR
 -- Cancels a row that waits or was only prefetched: its start then finds nothing to start, and its
 -- lease was no attempt.
 UPDATE task_queue SET
-    attempts = CASE WHEN status = 'processing' THEN attempts - 1 ELSE attempts END,
+    attempts = CASE WHEN status = 'processing' THEN max(attempts - 1, 0) ELSE attempts END,
     status = 'cancelled', finished_at_utc = :now, updated_at_utc = :now, lease_until_utc = NULL,
     error_message = :error, outcome_pending = 1
 WHERE id = :id AND (status = 'queued'
