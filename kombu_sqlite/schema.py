@@ -29,6 +29,7 @@ CREATE TABLE IF NOT EXISTS schema_versions (
 
 def prepare_connection(connection: apsw.Connection, options: Options) -> None:
     """Set every pragma; each function below states its reason."""
+    _keep_plans(connection)
     _wait_when_busy(connection, options.busy_timeout)
     _peek_version(connection, options.path)  # a file that is refused stays as it is
     _lay_out_new_file(connection)
@@ -40,6 +41,17 @@ def prepare_connection(connection: apsw.Connection, options: Options) -> None:
     _map_memory(connection, options.mmap_size)
     _checkpoint_at(connection, options)
     _bound_log_file(connection)
+
+
+def _keep_plans(connection: apsw.Connection) -> None:
+    """Compile each statement once.
+
+    Otherwise the planner looks at the values bound to ``LIMIT`` and to columns of partial indexes,
+    and SQLite parses such a statement anew whenever values are bound: 17 µs instead of 5 for that
+    which finds the next messages, several times that where the processor's caches are cold. No plan
+    here depends on values: each statement names its index, or has only one.
+    """
+    connection.config(apsw.SQLITE_DBCONFIG_ENABLE_QPSG, 1)
 
 
 def _wait_when_busy(connection: apsw.Connection, timeout_s: float) -> None:
