@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from datetime import datetime, timedelta, timezone
+from functools import lru_cache
 
 __all__ = (
     "after_text",
@@ -21,7 +22,6 @@ __all__ = (
 )
 
 _BOOT_CLOCK = getattr(time, "CLOCK_BOOTTIME", None)
-_cached = (-1, "")  # the second last written, and its text: one read and one store are atomic
 
 
 def boottime_s() -> float:
@@ -33,14 +33,13 @@ def boottime_s() -> float:
 
 def to_text(instant_s: float) -> str:
     """Return an instant (seconds since 1970) in the file's form, rounded down to milliseconds."""
-    global _cached
     second, millis = divmod(int(instant_s * 1000), 1000)
-    cached_second, prefix = _cached
-    if second != cached_second:
-        parts = datetime.fromtimestamp(second, timezone.utc)
-        prefix = parts.isoformat(sep=" ", timespec="seconds")[:19]
-        _cached = (second, prefix)
-    return f"{prefix}.{millis:03d}"
+    return f"{_second_to_text(second)}.{millis:03d}"
+
+
+@lru_cache(8)  # a claim asks for now and for the end of its leases, many times a second
+def _second_to_text(second: int) -> str:
+    return datetime.fromtimestamp(second, timezone.utc).isoformat(sep=" ", timespec="seconds")[:19]
 
 
 def now_text() -> str:

@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import apsw
@@ -311,6 +312,36 @@ def test_an_end_goes_straight_to_its_row(database: kombu_sqlite.QueueDatabase, n
     """By its row id."""
     plan = plan_of(database, name)
     assert plan[0] == "SEARCH task_queue USING INTEGER PRIMARY KEY (rowid=?)"
+
+
+#: What runs at an upgrade or when upkeep has nothing else to do; pragmas are compiled as they run.
+COMPILED_EACH_TIME = {
+    *("create_age_index", "list_columns", "list_unique_constraints", "give_back_pages"),
+}
+
+
+@pytest.mark.parametrize("name", sorted(set(sql._STATEMENTS) - COMPILED_EACH_TIME))
+def test_no_statement_is_compiled_twice(database: kombu_sqlite.QueueDatabase, name: str) -> None:
+    """Other values change nothing: SQLite asks what is allowed only when it compiles."""
+    database.execute(sql.statement("create_age_index"))
+    text = sql.statement(name)
+    parameters = re.findall(r":(\w+)", text)
+    connection = database.get_connection()
+    compiled: list[object] = []
+
+    def allow(*action: object) -> int:
+        compiled.append(action)
+        return apsw.SQLITE_OK
+
+    connection.authorizer = allow
+    counts = []
+    for value in (1, 2):
+        compiled.clear()
+        with suppress(apsw.ConstraintError, apsw.MismatchError):
+            connection.execute(text, dict.fromkeys(parameters, value)).fetchall()
+        counts.append(len(compiled))
+    assert counts[0] > 0
+    assert counts[1] == 0
 
 
 def test_no_index_or_trigger_uses_a_json_function(database: kombu_sqlite.QueueDatabase) -> None:
