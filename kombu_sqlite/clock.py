@@ -8,6 +8,7 @@ that SQLite's date functions read. Durations are never taken from this clock: a 
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from datetime import datetime, timedelta, timezone
 from functools import lru_cache
 
@@ -15,6 +16,7 @@ __all__ = (
     "after_text",
     "boottime_s",
     "datetime_to_text",
+    "due_text",
     "from_text",
     "now_text",
     "parse_time",
@@ -99,6 +101,20 @@ def datetime_to_text(moment: datetime) -> str:
         moment = moment.replace(tzinfo=timezone.utc)
     utc = moment.astimezone(timezone.utc)
     return f"{utc.year:04d}{utc:-%m-%d %H:%M:%S}.{utc.microsecond // 1000:03d}"
+
+
+def due_text(moment: datetime) -> str:
+    """Return when something is due in the file's form, so that it never comes early.
+
+    A time to come is rounded up to milliseconds. One that has passed, or is this very moment, is
+    rounded down: it is due.
+    """
+    text = datetime_to_text(moment)
+    aware = moment if moment.tzinfo is not None else moment.replace(tzinfo=timezone.utc)
+    if aware.microsecond % 1000 and aware.timestamp() > time.time():
+        with suppress(OverflowError):  # the last moment there is
+            return datetime_to_text(aware + timedelta(milliseconds=1))
+    return text
 
 
 def after_text(seconds: float) -> str:

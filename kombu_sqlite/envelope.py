@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from kombu.utils.json import dumps as kombu_dumps
 from kombu.utils.json import loads as kombu_loads
 
-from .clock import datetime_to_text, parse_time
+from .clock import due_text, parse_time
 from .errors import QueueOptionError
 from .foreign import MAX_INTEGER, BadMessageError, foreign_body
 from .keys import SCOPES
@@ -130,7 +130,7 @@ def _time_of(value: Any, header: str, task_id: Any) -> str | None:
             value,
             task_id,
         )
-    return datetime_to_text(moment)
+    return due_text(moment)
 
 
 def _milliseconds(expiration: Any) -> int | None:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import apsw
 
-from .clock import datetime_to_text, now_text, parse_time
+from .clock import due_text, now_text, parse_time
 from .foreign import MAX_INTEGER, readable
 from .models import NORMAL_PRIORITY, Record, Task, TaskLog, Worker
 from .sql import statement
@@ -147,7 +147,7 @@ def task_values(
         moment = parse_time(run_after_utc)
         if moment is None:
             raise ValueError(f"run_after_utc is not a time: {run_after_utc!r}")
-        run_after = datetime_to_text(moment)
+        run_after = due_text(moment)
     if compatibility is not None and not isinstance(compatibility, Mapping):
         raise ValueError("compatibility must be an object: a mapping of what a consumer must offer")
     for name, number in (("priority", priority), ("max_attempts", max_attempts)):

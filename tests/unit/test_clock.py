@@ -83,6 +83,26 @@ def test_milliseconds_are_rounded_down(instant_s: float, text: str) -> None:
 
 
 @given(st.datetimes(timezones=st.timezones()))
+def test_nothing_is_due_early(moment: datetime) -> None:
+    """Nor more than a millisecond late; what is due by now stays due."""
+    try:
+        utc = moment.astimezone(UTC)
+        due = clock.from_text(clock.due_text(moment))
+    except OverflowError:
+        return
+    if utc > datetime.now(UTC):
+        assert timedelta(0) <= due - utc < timedelta(milliseconds=1)
+    else:
+        assert timedelta(0) <= utc - due < timedelta(milliseconds=1)
+
+
+def test_the_last_moment_is_due_in_its_own_millisecond() -> None:
+    """There is no later one."""
+    last = datetime.max.replace(tzinfo=UTC)
+    assert clock.due_text(last) == "9999-12-31 23:59:59.999"
+
+
+@given(st.datetimes(timezones=st.timezones()))
 def test_datetimes_of_any_zone_are_written_in_utc(moment: datetime) -> None:
     """And read back, down to the millisecond, whatever the year."""
     try:
