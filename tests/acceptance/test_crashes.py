@@ -157,7 +157,7 @@ def test_a_stopped_worker_is_replaced_and_comes_back(make_lab: Callable[..., Any
 def test_a_worker_survives_a_locked_file(lab: Any, pool: str) -> None:
     """For 8 s, longer than ``busy_timeout``, while it starts and ends tasks; then it goes on."""
     for number in range(200):
-        lab.tasks.late.delay(number, 0.01)
+        lab.tasks.late.delay(number, 0.03)
     worker = lab.worker("-P", pool, "-c", "2")
     lab.wait(lambda: len(lab.lines()) > 20)
     locker = lab.script(LOCK, lab.path)

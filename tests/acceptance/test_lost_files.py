@@ -9,9 +9,10 @@ import pytest
 
 from kombu_sqlite import QueueReplacedError
 
+#: Each with how long a task takes, in seconds, so that 150 of them take 3 s or more.
 POOLS = {
-    "solo": ("-P", "solo"),
-    "gevent": ("-P", "gevent", "-c", "10"),
+    "solo": (("-P", "solo"), 0.02),
+    "gevent": (("-P", "gevent", "-c", "10"), 0.2),
 }
 
 PUBLISH = "import sys, app\nfor value in sys.argv[1:]: app.note.delay(value)\n"
@@ -61,14 +62,14 @@ def test_a_worker_takes_up_a_backup_put_in_the_files_place(lab: Any) -> None:
     assert sum(line.startswith("after") for line in lab.lines()) < 200
 
 
-@pytest.mark.parametrize("pool", POOLS.values(), ids=POOLS.keys())
+@pytest.mark.parametrize(("pool", "seconds"), POOLS.values(), ids=POOLS.keys())
 def test_a_worker_outlasts_a_lock_that_outlasts_its_patience(
-    lab: Any, pool: tuple[str, ...]
+    lab: Any, pool: tuple[str, ...], seconds: float
 ) -> None:
     """7 s of another program's transaction, with 5 s of ``busy_timeout``: then it just goes on."""
     worker = lab.worker(*pool)
     for number in range(150):
-        lab.tasks.late.delay(number, 0.02)
+        lab.tasks.late.delay(number, seconds)
     lab.wait(lambda: len(lab.lines()) > 10)
     locker = lab.script(LOCK, lab.path, "7")
     assert locker.stdout.readline() == "locked\n"
