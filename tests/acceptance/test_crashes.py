@@ -63,7 +63,7 @@ def test_a_killed_workers_tasks_are_done_by_the_next(make_lab: Callable[..., Any
     """Half-way through; only what ran, or had just ended, in a pool process is done again."""
     lab = make_lab("?immediate_ack=true")
     for number in range(300):
-        lab.tasks.late.delay(number, 0.002)
+        lab.tasks.late.delay(number, 0.01)
     worker = lab.worker("-c", "2")
     lab.wait(lambda: len(lab.lines()) > 100)
     kill(worker)
