@@ -109,12 +109,12 @@ def due_text(moment: datetime) -> str:
     A time to come is rounded up to milliseconds. One that has passed, or is this very moment, is
     rounded down: it is due.
     """
-    text = datetime_to_text(moment)
     aware = moment if moment.tzinfo is not None else moment.replace(tzinfo=timezone.utc)
-    if aware.microsecond % 1000 and aware.timestamp() > time.time():
+    utc = aware.astimezone(timezone.utc)  # first: clocks that are set back show some times twice
+    if utc.timestamp() > time.time():
         with suppress(OverflowError):  # the last moment there is
-            return datetime_to_text(aware + timedelta(milliseconds=1))
-    return text
+            utc += timedelta(microseconds=-utc.microsecond % 1000)
+    return datetime_to_text(utc)
 
 
 def after_text(seconds: float) -> str:

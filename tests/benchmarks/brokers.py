@@ -15,7 +15,7 @@ import tests.benchmarks.bare  # noqa: F401 - registers bare://
 from tests.benchmarks.servers import RabbitMQ, Redis
 from tests.benchmarks.spaces import QUEUES, Broker, Space
 
-__all__ = ("BROKERS", "leave")
+__all__ = ("BROKERS", "WITHOUT_CELERY", "leave")
 
 
 @dataclass(frozen=True)
@@ -110,6 +110,9 @@ BROKERS: dict[str, Broker] = {
         Bare("bare", "bare files", local=True, ceiling=True),
     )
 }
+
+#: Those that messages go through without Celery as well.
+WITHOUT_CELERY = tuple(name for name in BROKERS if name != "bare")
 
 
 def leave(names: list[str]) -> None:

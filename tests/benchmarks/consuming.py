@@ -8,7 +8,7 @@ from typing import Any
 
 from kombu import Consumer
 
-from tests.benchmarks.brokers import BROKERS
+from tests.benchmarks.brokers import BROKERS, WITHOUT_CELERY
 from tests.benchmarks.crew import Crew, CrewError, Port
 from tests.benchmarks.measures import Benchmark, Metric, Values
 from tests.benchmarks.messages import fill
@@ -86,7 +86,7 @@ CONSUME = Benchmark(
     "consume",
     run_consume,
     (Metric("rate", "consume and acknowledge, one process", "/s", higher=True),),
-    tuple(name for name in BROKERS if name != "bare"),
+    WITHOUT_CELERY,
     slow_rounds=1,
 )
 CONSUME_TOGETHER = Benchmark(

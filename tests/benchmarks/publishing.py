@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from tests.benchmarks.brokers import BROKERS
+from tests.benchmarks.brokers import BROKERS, WITHOUT_CELERY
 from tests.benchmarks.crew import Crew, Port, alone
 from tests.benchmarks.measures import Benchmark, Metric, Values, percentile
 from tests.benchmarks.messages import BATCH, KILOBYTE, TWENTY, Sender
@@ -105,7 +105,7 @@ PUBLISH = Benchmark(
             "large-batch", f"publish, one process, 20 KB, batches of {BATCH}", "/s", higher=True
         ),
     ),
-    tuple(name for name in BROKERS if name != "bare"),
+    WITHOUT_CELERY,
 )
 PUBLISH_TOGETHER = Benchmark(
     "publish-together",

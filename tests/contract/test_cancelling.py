@@ -69,6 +69,25 @@ def test_what_waits_or_is_prefetched_is_cancelled(store: Store, database: QueueD
     assert store.owed.find(0, 9) == [1, 2, 3]
 
 
+def test_a_cancel_takes_back_no_attempt_that_was_made(
+    store: Store, database: QueueDatabase
+) -> None:
+    """Of rows that ran once: one waits again, one is prefetched again, one by a plain UPDATE."""
+    publish(store, *map(message, ("waits", "prefetched", "by hand")))
+    for delivery in claim(store):
+        assert store.deliveries.start([(delivery.tag, False)])
+        assert store.settle([Settlement(delivery.tag, "requeue")]) == []
+    database.execute("UPDATE task_queue SET run_after_utc = '2999-01-01' WHERE id = 1")
+    assert len(claim(store)) == 2
+    database.execute("UPDATE task_queue SET attempts = 0 WHERE id = 3")
+    store.canceller.cancel([1, 2, 3], "why")
+    assert rows(database, "status, attempts") == [
+        ("cancelled", 1),
+        ("cancelled", 1),
+        ("cancelled", 0),
+    ]
+
+
 def test_what_runs_is_marked_and_does_not_run_again(store: Store, database: QueueDatabase) -> None:
     """By a requeue, a retry in its queue or another, or the death of its owner."""
     publish(store, *[message(str(number)) for number in range(4)])

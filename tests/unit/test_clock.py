@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from datetime import datetime, timedelta, timezone
+from zoneinfo import ZoneInfo
 
 import pytest
 from hypothesis import given
@@ -94,6 +95,15 @@ def test_nothing_is_due_early(moment: datetime) -> None:
         assert timedelta(0) <= due - utc < timedelta(milliseconds=1)
     else:
         assert timedelta(0) <= utc - due < timedelta(milliseconds=1)
+
+
+def test_the_last_millisecond_of_summer_time_is_followed_by_the_next() -> None:
+    """Not by the one an hour later that the same clock shows."""
+    new_york = ZoneInfo("America/New_York")
+    last = datetime(2098, 11, 2, 1, 59, 59, 999_900, new_york)
+    assert last.utcoffset() == timedelta(hours=-4)
+    assert last.replace(fold=1).utcoffset() == timedelta(hours=-5)
+    assert clock.due_text(last) == "2098-11-02 06:00:00.000"
 
 
 def test_the_last_moment_is_due_in_its_own_millisecond() -> None:
