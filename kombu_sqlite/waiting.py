@@ -81,6 +81,7 @@ class ResultWatcher:
         self._lock = threading.Lock()
         self._waiting: dict[str, list[Waiter]] = {}
         self._curious: set[str] = set()  # tasks whose every state somebody wants
+        self._new: set[str] = set()  # tasks whose result may have been there before anybody waited
         self._places: dict[int, int] = {}  # place -> waiters of this process noted there
         self._bell: Bell | None = None
         self._watch = threading.Lock()  # held by the thread that watches
@@ -91,7 +92,7 @@ class ResultWatcher:
     # -- asking --------------------------------------------------------------------------------
 
     def add(self, waiters: Iterable[Waiter]) -> None:
-        """Begin to wait; results that are there already are found at once, in this thread."""
+        """Begin to wait; results that are there already are found in ``wait`` at the latest."""
         added = list(waiters)
         with self._lock:
             if self._bell is None:
@@ -102,7 +103,10 @@ class ResultWatcher:
                 self._waiting.setdefault(waiter.task_id, []).append(waiter)
                 if waiter.changed is not None:
                     self._curious.add(waiter.task_id)
-        self._look_up({waiter.task_id for waiter in added})
+            new = {waiter.task_id for waiter in added}
+            self._new |= new
+        if self._watch.locked():  # by a thread that may sleep; whoever begins to watch looks first
+            self._look_up(new)
 
     def discard(self, waiter: Waiter) -> None:
         """Wait no more."""
@@ -117,6 +121,7 @@ class ResultWatcher:
         if not listed:
             del self._waiting[waiter.task_id]
             self._curious.discard(waiter.task_id)
+            self._new.discard(waiter.task_id)
         left = self._places[waiter.place] - 1
         if left:
             self._places[waiter.place] = left
@@ -144,6 +149,8 @@ class ResultWatcher:
     def wait(self, wake: threading.Event, is_over: Callable[[], bool], timeout_s: float) -> bool:
         """Wait until ``is_over()``, at most ``timeout_s`` seconds; watch if nobody else does.
 
+        Even without any time it looks once.
+
         Arguments:
             wake: set by the waiters' callbacks whenever ``is_over`` may have changed. Of one
                 thread alone, and cleared here.
@@ -155,18 +162,18 @@ class ResultWatcher:
         with self._lock:
             self._asleep.append(wake)  # first: whoever leaves the watch from now on sees it
         try:
-            while True:
-                wake.clear()
-                left_s = deadline - time.monotonic()
-                if is_over() or left_s <= 0:
-                    return is_over()
+            while not is_over():
                 if not self._closed and self._watch.acquire(blocking=False):
                     try:
                         self._watch_until(is_over, deadline)
                     finally:
                         self._watch.release()
                 else:
-                    wake.wait(left_s)
+                    wake.wait(max(0.0, deadline - time.monotonic()))
+                wake.clear()  # before the next look at what set it
+                if time.monotonic() >= deadline:
+                    break
+            return is_over()
         finally:
             with self._lock:
                 self._asleep.remove(wake)
@@ -209,7 +216,7 @@ class ResultWatcher:
 
     def _look(self) -> None:
         with self._lock:
-            wanted = set(self._waiting)
+            wanted, new = set(self._waiting), set(self._new)
         if len(wanted) <= _LOOK_UP_AT_MOST:
             self._seen = None
         elif self._seen is None:
@@ -222,8 +229,10 @@ class ResultWatcher:
                 task_id
                 for _, task_id, status in stored
                 if self._is_ready(status) or task_id in self._curious
-            }
+            } | new
         self._look_up(wanted)
+        with self._lock:
+            self._new -= new
 
     def _look_up(self, task_ids: set[str]) -> None:
         for task_id, seq, status, payload in self._results.get_many(task_ids):

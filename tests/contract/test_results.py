@@ -131,6 +131,7 @@ def test_a_waiter_is_told_once(store: Store, watcher: ResultWatcher) -> None:
     store.results.store("a", "SUCCESS", "done", None)
     assert early.finds()
     late = Caller(watcher, "a")
+    assert watcher.wait(late.woken, lambda: bool(late.found), 0)
     assert early.found == late.found == [("SUCCESS", "done")]
     assert early.changed == []
 
@@ -174,6 +175,24 @@ def test_many_waiters_find_theirs(store: Store, watcher: ResultWatcher) -> None:
     for caller, name in zip(callers, names, strict=True):
         assert caller.finds()
         assert [payload for _, payload in caller.found] == [name]
+
+
+def test_a_result_of_long_ago_is_found(store: Store, watcher: ResultWatcher) -> None:
+    """By whoever comes late: while another thread watches, and after it, though many wait."""
+    names = [f"task-{number}" for number in range(100)]
+    first, last, *others = (Caller(watcher, name) for name in names)
+    thread = threading.Thread(target=first.finds)
+    thread.start()
+    store.results.store("over", "SUCCESS", "done", None)
+    store.results.store(names[2], "SUCCESS", "", None)
+    assert others[0].finds()  # so what was stored so far has been gone through
+    assert Caller(watcher, "over").finds()
+    store.results.store(names[0], "SUCCESS", "", None)
+    thread.join(10)
+    assert not watcher._watch.locked()
+    late = Caller(watcher, "over")
+    assert watcher.wait(late.woken, lambda: bool(late.found), 0)
+    assert not watcher.wait(last.woken, lambda: bool(last.found), 0)
 
 
 def test_a_callback_that_fails_harms_nobody(
