@@ -19,6 +19,7 @@ from celery.exceptions import Reject, TaskRevokedError, TimeLimitExceeded, Worke
 from celery.utils.imports import symbol_by_name
 from celery.utils.log import get_logger
 from celery.worker import state
+from celery.worker.request import Request
 
 from kombu_sqlite import DELIVERY_HEADER, QueueBusyError, QueueDiskError, QueueReplacedError
 from kombu_sqlite.channel import Channel
@@ -36,8 +37,10 @@ logger = get_logger(__name__)
 _KILLED = "worker lost: its worker was shut down while it ran"
 
 
-class LeasedRequest:
-    """Mixed into a ``Request`` class: a task begins and ends with writes on its delivery tag.
+class LeasedRequest(Request):
+    """A request whose task begins and ends with writes on its delivery tag.
+
+    A user's own class comes before it: what that one overrides is called, and calls this.
 
     If the first changes no row the lease was lost or the task cancelled, and it does not run. In
     prefork it comes before the hand-over to the pool; in the other pools in the thread or greenlet
@@ -59,22 +62,22 @@ class LeasedRequest:
     _lease_end: End = ("completed", None)
 
     def __init__(self, message: Any, *args: Any, **kwargs: Any) -> None:
-        super().__init__(message, *args, **kwargs)  # type: ignore[call-arg]
+        super().__init__(message, *args, **kwargs)
         channel = message.channel
         if isinstance(channel, Channel) and channel.explicit_start:
-            check_task(self, self._body if self._decoded else message.payload)  # type: ignore[attr-defined]
+            check_task(self, self._body if self._decoded else message.payload)
             delivery = (channel.store.database.path, message.delivery_tag)
-            self._request_dict[DELIVERY_HEADER] = delivery  # type: ignore[attr-defined]
+            self._request_dict[DELIVERY_HEADER] = delivery
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Wrap what Celery's generated subclass replaces without calling super."""
         super().__init_subclass__(**kwargs)
         execute = cls.__dict__.get("execute_using_pool")
         if execute is not None:
-            cls.execute_using_pool = starting_first(execute)  # type: ignore[attr-defined]
+            cls.execute_using_pool = starting_first(execute)
         on_success = cls.__dict__.get("on_success")
         if on_success is not None:
-            cls.on_success = _ending_last(on_success)  # type: ignore[attr-defined]
+            cls.on_success = _ending_last(on_success)
 
     @functools.cached_property
     def eta(self) -> datetime | None:
@@ -83,7 +86,7 @@ class LeasedRequest:
         A worker would otherwise pass it through its timer and raise its prefetch count meanwhile.
         ``task.request.eta`` keeps it. Each look tells the same, as it may pass in between.
         """
-        eta: datetime | None = super().eta  # type: ignore[misc]
+        eta: datetime | None = super().eta
         if eta is None or eta.tzinfo is None or eta > datetime.now(timezone.utc):
             return eta
         return None
@@ -91,7 +94,7 @@ class LeasedRequest:
     @property
     def lease_channel(self) -> Channel | None:
         """The channel that starts and ends are reported to; None on another broker."""
-        channel = self._message.channel  # type: ignore[attr-defined]
+        channel = self._message.channel
         if isinstance(channel, Channel) and channel.explicit_start:
             return channel
         return None
@@ -99,7 +102,7 @@ class LeasedRequest:
     @property
     def lease_tag(self) -> str:
         """The delivery tag that the row's start and end are matched by."""
-        tag: str = self._message.delivery_tag  # type: ignore[attr-defined]
+        tag: str = self._message.delivery_tag
         return tag
 
     def revoked(self) -> bool:
@@ -109,10 +112,10 @@ class LeasedRequest:
         revoked.
         """
         if self.lease_channel is None:
-            return bool(super().revoked())  # type: ignore[misc]
-        if self._already_revoked:  # type: ignore[attr-defined]
+            return bool(super().revoked())
+        if self._already_revoked:
             return True
-        if self.expires and self.maybe_expire():  # type: ignore[attr-defined]
+        if self.expires and self.maybe_expire():
             self._announce_revoked("expired", False, None, True)
             return True
         return False
@@ -128,8 +131,8 @@ class LeasedRequest:
                 if not held:
                     self.say_started(False)  # the channel was closed and gave it back
                 self.begin_until_written(channel)
-            self._lease_accepting = not self.task.acks_late  # type: ignore[attr-defined]
-        super().on_accepted(pid, time_accepted)  # type: ignore[misc]
+            self._lease_accepting = not self.task.acks_late
+        super().on_accepted(pid, time_accepted)
 
     def begin_until_written(self, channel: Channel) -> None:
         """Record the start from a thread or greenlet that can wait for the file."""
@@ -145,7 +148,7 @@ class LeasedRequest:
         """Log, once, that the start waits for the file."""
         if not self._lease_waiting:
             self._lease_waiting = True
-            logger.warning("%s waits to start: %s", self.id, reason)  # type: ignore[attr-defined]
+            logger.warning("%s waits to start: %s", self.id, reason)
 
     def begin(self, channel: Channel) -> None:
         """Record that execution begins.
@@ -154,7 +157,7 @@ class LeasedRequest:
             TaskRevokedError: the task was cancelled or the lease lost; it must not run here.
             QueueBusyError, QueueDiskError: nothing was recorded; try again.
         """
-        early = not self.task.acks_late  # type: ignore[attr-defined]
+        early = not self.task.acks_late
         try:
             started = channel.start(self.lease_tag, early)
         except QueueReplacedError:
@@ -170,12 +173,12 @@ class LeasedRequest:
         self._lease_started = True
         if started:
             return
-        task_id = self.id  # type: ignore[attr-defined]
+        task_id = self.id
         self._lease_over = True
         logger.warning(
             "Cancelled, or lease lost, before the start; not executed here: "
             "queue=%s task_id=%s delivery_tag=%s",
-            self._message.delivery.queue,  # type: ignore[attr-defined]
+            self._message.delivery.queue,
             task_id,
             self.lease_tag,
         )
@@ -188,7 +191,7 @@ class LeasedRequest:
         """Acknowledge: early, where the pool has just accepted the task, or for good."""
         channel = self.lease_channel
         if channel is None:
-            super().acknowledge()  # type: ignore[misc]
+            super().acknowledge()
         elif self._lease_accepting:
             self._lease_accepting = False
             self._lease_early = True
@@ -199,7 +202,7 @@ class LeasedRequest:
 
     def _say_acknowledged(self) -> None:
         self.acknowledged = True
-        self._message._state = "ACK"  # type: ignore[attr-defined]
+        self._message._state = "ACK"
 
     def end_lease(self, action: str, error: str | None = None) -> None:
         """End the row, once; what the executing process has written stands."""
@@ -212,7 +215,7 @@ class LeasedRequest:
     def reject(self, requeue: bool = False) -> None:
         """Put the task back, or end it failed; after an early ack it can only fail."""
         if self.lease_channel is None:
-            super().reject(requeue)  # type: ignore[misc]
+            super().reject(requeue)
             return
         if self._lease_over:
             return
@@ -223,14 +226,14 @@ class LeasedRequest:
             if refused is not None:
                 self._store_failure(refused)
             self.end_lease("failed", self._lease_end[1] or "rejected")
-        self.send_event("task-rejected", requeue=requeue)  # type: ignore[attr-defined]
+        self.send_event("task-rejected", requeue=requeue)
 
     def _store_failure(self, exc: BaseException) -> None:
-        self.task.backend.mark_as_failure(  # type: ignore[attr-defined]
-            self.id,  # type: ignore[attr-defined]
+        self.task.backend.mark_as_failure(
+            self.id,
             exc,
-            request=self._context,  # type: ignore[attr-defined]
-            store_result=self.store_errors,  # type: ignore[attr-defined]
+            request=self._context,
+            store_result=self.store_errors,
         )
 
     def on_failure(
@@ -238,7 +241,7 @@ class LeasedRequest:
     ) -> Any:
         """End a task that raised, was terminated or lost its process."""
         if self.lease_channel is None:
-            return super().on_failure(exc_info, send_failed_event, return_ok)  # type: ignore[misc]
+            return super().on_failure(exc_info, send_failed_event, return_ok)
         exc_info = as_lost(exc_info)
         exc = exc_info.exception
         if isinstance(exc, ExceptionWithTraceback):
@@ -249,12 +252,12 @@ class LeasedRequest:
         if isinstance(exc, Reject):
             exc.requeue = exc.requeue and not self._lease_early  # what was acknowledged stays so
             self._lease_refused = None if REJECTIONS_ARE_STORED else exc
-        delivery = self._request_dict.get(DELIVERY_HEADER)  # type: ignore[attr-defined]
+        delivery = self._request_dict.get(DELIVERY_HEADER)
         try:
-            with continuing(self.id, delivery):  # type: ignore[attr-defined]
-                return super().on_failure(exc_info, send_failed_event, return_ok)  # type: ignore[misc]
+            with continuing(self.id, delivery):
+                return super().on_failure(exc_info, send_failed_event, return_ok)
         finally:
-            if self._already_cancelled:  # type: ignore[attr-defined]
+            if self._already_cancelled:
                 self._end_cancelled()
             elif self._lease_early:
                 self.end_lease(*self._lease_end)
@@ -268,16 +271,16 @@ class LeasedRequest:
             self.end_lease("requeue")
 
     def _announce_cancelled(self, *args: Any, **kwargs: Any) -> None:
-        super()._announce_cancelled(*args, **kwargs)  # type: ignore[misc]
+        super()._announce_cancelled(*args, **kwargs)
         if self._lease_killed:
             self._end_cancelled()
 
     def on_timeout(self, soft: bool, timeout: float) -> None:
         """End a task that was stopped by its hard time limit; one that runs again has no result."""
         if self.lease_channel is None or soft:
-            super().on_timeout(soft, timeout)  # type: ignore[misc]
+            super().on_timeout(soft, timeout)
             return
-        task = self.task  # type: ignore[attr-defined]
+        task = self.task
         if task.acks_late and not getattr(task, "acks_on_timeout", task.acks_on_failure_or_timeout):
             state.task_ready(self)
             logger.error("Hard time limit (%ss) exceeded for %s", timeout, self)
@@ -285,15 +288,15 @@ class LeasedRequest:
             self.reject(requeue=True)
             return
         if self._lease_timed_out:
-            self._context.errbacks = None  # type: ignore[attr-defined]  # on_failure called them
+            self._context.errbacks = None  # on_failure called them
         self._lease_end = ("failed", f"hard time limit ({timeout}s) exceeded")
-        super().on_timeout(soft, timeout)  # type: ignore[misc]
+        super().on_timeout(soft, timeout)
         if self._lease_early:
             self.end_lease(*self._lease_end)
 
     def _announce_revoked(self, reason: str, terminated: bool, signum: Any, expired: bool) -> None:
         self._lease_end = ("cancelled", reason)
-        super()._announce_revoked(reason, terminated, signum, expired)  # type: ignore[misc]
+        super()._announce_revoked(reason, terminated, signum, expired)
 
 
 def _ending_last(on_success: Callable[..., Any]) -> Callable[..., Any]:
@@ -319,7 +322,8 @@ def _ending_last(on_success: Callable[..., Any]) -> Callable[..., Any]:
 
 @functools.cache
 def _combined(base: type) -> type:
-    return type(base.__name__, (LeasedRequest, base), {"__module__": base.__module__})
+    bases = (LeasedRequest,) if issubclass(LeasedRequest, base) else (base, LeasedRequest)
+    return type(base.__name__, bases, {"__module__": base.__module__})
 
 
 def combine(request: Any) -> type:

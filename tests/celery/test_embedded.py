@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from celery import chain, chord
 from celery.contrib.testing.worker import start_worker
+from celery.exceptions import Reject
 from celery.worker.request import Request
 
 from kombu_sqlite import Transport
@@ -69,20 +70,50 @@ def test_a_second_embedded_worker_works_like_the_first(lab: Any) -> None:
         assert lab.consumers() == []
 
 
-def test_a_users_own_request_class_is_kept(lab: Any) -> None:
-    """Ours is mixed in, and both have their say."""
-    calls: list[str] = []
+@pytest.mark.parametrize("pool", ["solo", "threads"])
+def test_a_users_own_request_class_is_kept(lab: Any, pool: str) -> None:
+    """All that it overrides is called, and ours after it."""
+    calls: list[tuple[str, str]] = []
 
     class Mine(Request):
+        def revoked(self) -> bool:
+            calls.append((self.name, "revoked"))
+            return bool(super().revoked())
+
         def on_accepted(self, pid: int, time_accepted: float) -> None:
-            calls.append(self.id)
+            calls.append((self.name, "accepted"))
             super().on_accepted(pid, time_accepted)
 
-    lab.tasks.note.Request = Mine
-    with start_worker(lab.app, perform_ping_check=False, pool="solo", shutdown_timeout=30):
-        result = lab.tasks.note.delay("mine")
-        lab.wait(lambda: lab.lines() == ["mine"])
-    assert calls == [result.id]
+        def acknowledge(self) -> None:
+            calls.append((self.name, "acknowledged"))
+            super().acknowledge()
+
+        def reject(self, requeue: bool = False) -> None:
+            calls.append((self.name, "rejected"))
+            super().reject(requeue)
+
+        def on_failure(self, *args: Any, **kwargs: Any) -> None:
+            calls.append((self.name, "failed"))
+            super().on_failure(*args, **kwargs)
+
+    @lab.app.task(name="refuse", acks_late=True, shared=False)
+    def refuse() -> None:
+        raise Reject(requeue=False)
+
+    lab.tasks.note.Request = refuse.Request = Mine
+    with start_worker(lab.app, perform_ping_check=False, pool=pool, shutdown_timeout=30):
+        lab.tasks.note.delay("mine")
+        refuse.delay()
+        lab.wait(lambda: lab.database.stats().failed_tasks == 1)
+        lab.wait(lambda: lab.database.stats().completed_tasks == 1)
+    of_note = [call for name, call in calls if name == lab.tasks.note.name]
+    assert of_note == ["revoked", "accepted", "acknowledged"]
+    assert [call for name, call in calls if name == "refuse"] == [
+        "revoked",
+        "accepted",
+        "failed",
+        "rejected",
+    ]
     assert issubclass(lab.tasks.note.Request, Mine)
     assert lab.database.get(1).processing_started_utc is not None
 
