@@ -37,7 +37,7 @@ class Message(BaseMessage):
         properties = content.properties
         tag = str(delivery.tag)
         delivery_info: dict[str, Any] = properties.get("delivery_info") or {}
-        delivery_info["redelivered"] = delivery.redelivered
+        delivery_info["redelivered"] = delivery.tag.delivery_no > content.delivered_before + 1
         delivery_info["consumer_tag"] = consumer_tag
         properties["delivery_info"] = delivery_info
         properties["delivery_tag"] = tag

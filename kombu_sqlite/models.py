@@ -121,7 +121,7 @@ class Delivery(NamedTuple):
 
     @property
     def redelivered(self) -> bool:
-        """Whether the message was delivered before."""
+        """Whether the row was delivered before; the next run that a task has published was not."""
         return self.tag.delivery_no > 1
 
 

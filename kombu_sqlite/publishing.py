@@ -11,6 +11,7 @@ from .bells import UPKEEP_BELL, BellBoard
 from .clock import after_text, to_text
 from .database import Database
 from .deliveries import end_values
+from .envelope import properties_of_next_run
 from .errors import DuplicateTask, LeaseLost, QueueDiskError
 from .handles import Handle
 from .keys import Holder, find_holder, move_key, take_key
@@ -209,6 +210,7 @@ class Publisher:
         row_id = tag.row_id
         if name == queue.name:
             values = self._values(queue, envelope, now_s)
+            values["properties"] = properties_of_next_run(values["properties"], delivery_no)
             handle.run(statement("continue_row"), {**values, "id": row_id})
         else:
             # with it the row ends: killed before it says so, its worker must not run it again

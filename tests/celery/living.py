@@ -214,6 +214,16 @@ def dies_again(name: str | None = None) -> Any:
     return name
 
 
+@task(bind=True, acks_late=True, reject_on_worker_lost=True)
+def retries_and_dies(self: Any, name: str) -> None:
+    """Say whether the message was delivered before; retry, die once, return."""
+    write(f"run {self.request.retries} {self.request.delivery_info['redelivered']}")
+    if self.request.retries == 0:
+        raise self.retry(countdown=0)
+    if first_time(name):
+        die()
+
+
 @task(retry_on_worker_lost=True, default_retry_delay=0, max_retries=1)
 def dies_retried(name: str | None = None) -> Any:
     """Die each time, or only once where it has a name; Celery retries it."""

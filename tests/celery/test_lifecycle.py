@@ -223,6 +223,13 @@ def test_reject_on_worker_lost_runs_a_task_again(home: Any) -> None:
     assert "its process died while it ran" in story
 
 
+def test_a_retry_is_no_redelivery(home: Any) -> None:
+    """Though it is the same row; what comes back from a lost process is one."""
+    home.tasks.retries_and_dies.delay("a retry").get(timeout=30)
+    runs = [line for line in home.lines() if line.startswith("run ")]
+    assert runs == ["run 0 False", "run 1 False", "run 1 True"]
+
+
 def test_a_task_that_always_kills_its_process_ends(home: Any) -> None:
     """After max_attempts deaths; its caller is told."""
     result = home.tasks.dies_again.apply_async(link_error=home.tasks.heard.s())
