@@ -14,7 +14,7 @@ from celery.worker.control import Panel
 
 from kombu_sqlite.channel import Channel
 
-from .control import revoke_stamps, revoke_tasks
+from .control import REVOKING, revoke_rows
 from .draining import drain_before_flush
 from .malformed import refuse_malformed, watch_refusals
 from .owed import Payer
@@ -103,15 +103,13 @@ def _durable_handlers(app: Any, tell: Callable[..., None]) -> dict[str, Any]:
 
     So a revoke sent by a process that knows nothing of this package lasts as well.
     """
-    revoke, by_stamps = Panel.data["revoke"], Panel.data["revoke_by_stamped_headers"]
 
-    def durable_revoke(state: Any, task_id: Any, *args: Any, **kwargs: Any) -> Any:
-        ids = task_id if isinstance(task_id, (list, tuple, set)) else [task_id]
-        revoke_tasks(app, ids, tell)
-        return revoke(state, task_id, *args, **kwargs)
+    def durable(command: str, handler: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(handler)
+        def handle(state: Any, **arguments: Any) -> Any:
+            revoke_rows(app, command, arguments, tell)
+            return handler(state, **arguments)
 
-    def durable_by_stamps(state: Any, headers: Any, *args: Any, **kwargs: Any) -> Any:
-        revoke_stamps(app, headers, tell)
-        return by_stamps(state, headers, *args, **kwargs)
+        return handle
 
-    return {"revoke": durable_revoke, "revoke_by_stamped_headers": durable_by_stamps}
+    return {command: durable(command, Panel.data[command]) for command in REVOKING}

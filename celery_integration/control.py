@@ -202,33 +202,48 @@ class DurableControl:
 
     app: Any
 
-    def revoke(
-        self,
-        task_id: Any,
-        destination: Any = None,
-        terminate: bool = False,
-        signal: str = "SIGTERM",
-        **kwargs: Any,
+    def broadcast(
+        self, command: str, arguments: Mapping[str, Any] | None = None, *args: Any, **kwargs: Any
     ) -> Any:
-        """Revoke tasks for good, then tell the workers."""
-        revoke_tasks(self.app, maybe_list(task_id) or [])
-        return super().revoke(  # type: ignore[misc]
-            task_id, destination=destination, terminate=terminate, signal=signal, **kwargs
-        )
+        """Tell the workers; what a command revokes is revoked in the file before, for good.
 
-    def revoke_by_stamped_headers(
-        self,
-        headers: Mapping[str, Any],
-        destination: Any = None,
-        terminate: bool = False,
-        signal: str = "SIGTERM",
-        **kwargs: Any,
-    ) -> Any:
-        """Revoke the tasks that carry a stamp, those still to come included."""
-        revoke_stamps(self.app, headers)
-        return super().revoke_by_stamped_headers(  # type: ignore[misc]
-            headers, destination=destination, terminate=terminate, signal=signal, **kwargs
-        )
+        ``revoke``, ``terminate`` and ``revoke_by_stamped_headers`` come here, from the command line
+        as well.
+        """
+        revoke_rows(self.app, command, {**(arguments or {}), **kwargs})
+        return super().broadcast(command, arguments, *args, **kwargs)  # type: ignore[misc]
+
+
+#: The remote control commands that revoke.
+REVOKING = ("revoke", "terminate", "revoke_by_stamped_headers")
+
+
+def revoke_rows(
+    app: Any, command: str, arguments: Mapping[str, Any], tell: Tell | None = None
+) -> None:
+    """Revoke in the file what a remote control command revokes; any other does nothing.
+
+    Arguments:
+        arguments: the command's.
+        tell: sends an event to monitors.
+    """
+    if command == "revoke_by_stamped_headers":
+        revoke_stamps(app, _stamps(arguments["headers"]), tell)
+    elif command in REVOKING:
+        revoke_tasks(app, maybe_list(arguments["task_id"]) or [], tell)
+
+
+def _stamps(headers: Any) -> dict[str, list[str]]:
+    """Return the values of each stamp; the command line gives ``header=value``."""
+    stamps: dict[str, list[str]] = {}
+    pairs = (
+        headers.items()
+        if isinstance(headers, Mapping)
+        else (header.partition("=")[::2] for header in maybe_list(headers) or [])
+    )
+    for header, values in pairs:
+        stamps.setdefault(header, []).extend(str(value) for value in maybe_list(values) or [])
+    return stamps
 
 
 def revoke_tasks(app: Any, task_ids: Iterable[str], tell: Tell | None = None) -> None:
@@ -238,13 +253,9 @@ def revoke_tasks(app: Any, task_ids: Iterable[str], tell: Tell | None = None) ->
     _follow_up(app, store, rows, tell=tell)
 
 
-def revoke_stamps(app: Any, headers: Mapping[str, Any], tell: Tell | None = None) -> None:
+def revoke_stamps(app: Any, stamps: Mapping[str, list[str]], tell: Tell | None = None) -> None:
     """Cancel all live rows that carry one of the stamps, and those still to come."""
     store = store_of(app)
-    stamps = {
-        header: [str(value) for value in maybe_list(values) or []]
-        for header, values in headers.items()
-    }
     rows = store.canceller.cancel_stamped(stamps, "revoked", state.REVOKE_EXPIRES)
     _follow_up(app, store, rows, tell=tell)
 

@@ -264,6 +264,44 @@ def test_a_revoke_by_a_process_without_setup_lasts_as_well(house: Any) -> None:
     assert_revoked(result)
 
 
+COMMANDS = {
+    "revoke": lambda sent: ["revoke", sent.id],
+    "terminate": lambda sent: ["terminate", "SIGTERM", sent.id],
+    "stamp": lambda sent: ["revoke_by_stamped_headers", "customer=a", "customer=b"],
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_command_line_revokes_without_a_worker(house: Any, name: str) -> None:
+    """In the file; that nobody answers is said as Celery says it."""
+    signature = house.tasks.add.s(1, 1)
+    signature.stamp(customer="a")
+    for options in ({}, {"countdown": 3600}):
+        sent = signature.clone().apply_async(**options)
+        house.celery("control", "--timeout", "0.1", *COMMANDS[name](sent)).wait(30)
+        assert_revoked(sent, "revoked")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_command_line_revokes_through_a_worker(house: Any, name: str) -> None:
+    """Though the process that asks has never heard of ``setup``; what was prefetched never runs."""
+    house.worker("-c", "1")
+    blocker = house.tasks.gated.delay("one")
+    house.wait(lambda: house.lines() == ["begin one"])
+    signature = house.tasks.add.s(1, 1)
+    signature.stamp(customer="b")
+    prefetched, delayed = signature.clone().delay(), signature.clone().apply_async(countdown=3600)
+    house.wait(lambda: house.database.get(prefetched.id).status == "processing")
+    house.environment["TEST_PLAIN"] = "1"
+    for sent in (prefetched, delayed):
+        assert "OK" in house.run("control", *COMMANDS[name](sent))
+        assert_revoked(sent, "revoked")
+    open_gate(house, "one")
+    assert blocker.get(timeout=20) is None
+    house.wait(lambda: settled(house))
+    assert house.lines() == ["begin one", "end one"]
+
+
 def test_a_task_put_back_runs(house: Any) -> None:
     """After a revoke that a running worker remembers, after a cancel, after a failure.
 
