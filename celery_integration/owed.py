@@ -18,6 +18,7 @@ from celery import states
 from celery.app.task import Context, Task
 from celery.app.trace import build_tracer
 from celery.exceptions import WorkerLostError
+from celery.signals import task_revoked
 from celery.utils.log import get_logger
 from kombu.serialization import loads, prepare_accept_content
 
@@ -144,7 +145,7 @@ def pay(
     tell: Callable[..., None] | None = None,
     asked: bool = False,
 ) -> bool:
-    """Store the result that one row owes; return whether this call did.
+    """Store the result that one row owes, and tell who listens; return whether this call did.
 
     One transaction with the row's mark where results are in the same file; with another backend
     the result comes first, so that a crash in between stores it once more.
@@ -173,14 +174,12 @@ def pay(
             pass
     if mine and owed.status == "failed" and owed.follows is None and request.errbacks:
         backend._call_task_errbacks(request, WorkerLostError(owed.reason), None)
-    if mine and tell is not None and owed.status == "cancelled":
-        tell(
-            "task-revoked",
-            uuid=request.id,
-            terminated=False,
-            signum=None,
-            expired=owed.reason == "expired",
-        )
+    if mine and owed.status == "cancelled":
+        how = {"terminated": False, "signum": None, "expired": owed.reason == "expired"}
+        if tell is not None:
+            tell("task-revoked", uuid=request.id, **how)
+        if request.task in app.tasks:
+            task_revoked.send(sender=app.tasks[request.task], request=request, **how)
     return mine
 
 

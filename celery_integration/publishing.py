@@ -42,11 +42,21 @@ _CANVAS = ("link", "link_error", "chain", "chord", "group_id", "task_id")
 def extend_send_task(app: Any) -> None:
     """Wrap an app's ``send_task``, once; every publish of a task goes through it."""
     if not hasattr(app.send_task, "knows_idempotency"):
-        app.send_task = _extended(app, app.send_task)
+        app.send_task = _extended(app, vars(app).get("send_task"))
 
 
-def _extended(app: Any, send_task: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(send_task)
+def _extended(app: Any, own: Callable[..., Any] | None) -> Callable[..., Any]:
+    """Return what replaces an app's ``send_task``.
+
+    Arguments:
+        own: what somebody has put into the app before; None calls its class, which somebody may
+            extend later, as tracing libraries do.
+    """
+
+    def send_task(*args: Any, **options: Any) -> Any:
+        return type(app).send_task(app, *args, **options) if own is None else own(*args, **options)
+
+    @functools.wraps(app.send_task)
     def extended(name: str, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
         _make_aware(app, options)
         batched = _batches.producers.get(id(app))

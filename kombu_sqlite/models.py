@@ -52,8 +52,11 @@ class DeliveryTag(NamedTuple):
         Raises:
             ValueError: ``text`` is not a delivery tag of this transport.
         """
-        row_id, _, number = text.removeprefix("t").partition(".")
-        return cls(int(row_id), int(number), text.startswith("t"))
+        try:
+            row_id, _, number = text.removeprefix("t").partition(".")
+            return cls(int(row_id), int(number), text.startswith("t"))
+        except (AttributeError, ValueError) as exc:
+            raise ValueError(f"{text!r} is no delivery tag of a queue file.") from exc
 
 
 class Envelope(NamedTuple):

@@ -45,15 +45,25 @@ WHERE finished_at_utc IS NOT NULL AND finished_at_utc >= :since
 ORDER BY finished_at_utc DESC LIMIT :window;
 
 -- name: count_workers
--- Workers by whether they are active, stale or gone.
-SELECT status, count(*) FROM v_worker_status GROUP BY status;
+-- Workers by whether they are active, stale or gone. Who consumes events and replies alone, as a
+-- monitor does, is none.
+SELECT status, count(*) FROM v_worker_status w
+WHERE NOT EXISTS (SELECT 1 FROM consumers c WHERE c.worker_id = w.worker_id)
+   OR EXISTS (SELECT 1 FROM consumers c JOIN queues q ON q.name = c.queue
+               WHERE c.worker_id = w.worker_id AND q.durable AND NOT q.auto_delete)
+GROUP BY status;
 
 -- name: list_worker_states
--- All workers with what they hold; text as bytes, since some of it may be unreadable.
+-- All workers with what they hold, monitors left out as above; text as bytes, since some of it may
+-- be unreadable.
 SELECT CAST(worker_id AS BLOB) AS worker_id, CAST(hostname AS BLOB) AS hostname,
        CAST(host AS BLOB) AS host, CAST(pid AS INTEGER) AS pid,
        CAST(concurrency AS INTEGER) AS concurrency, CAST(capabilities AS BLOB) AS capabilities,
        CAST(started_at_utc AS BLOB) AS started_at_utc,
        CAST(heartbeat_utc AS BLOB) AS heartbeat_utc, status, processing,
        lease_until_utc
-FROM v_worker_status ORDER BY worker_id;
+FROM v_worker_status w
+WHERE NOT EXISTS (SELECT 1 FROM consumers c WHERE c.worker_id = w.worker_id)
+   OR EXISTS (SELECT 1 FROM consumers c JOIN queues q ON q.name = c.queue
+               WHERE c.worker_id = w.worker_id AND q.durable AND NOT q.auto_delete)
+ORDER BY worker_id;

@@ -12,6 +12,7 @@ from typing import Any
 import celery
 from celery import Celery, chain, group
 from celery.exceptions import Ignore, Reject
+from celery.signals import task_revoked
 
 import celery_integration
 
@@ -32,6 +33,14 @@ app.conf.update(
 )
 if not os.environ.get("TEST_PLAIN"):
     celery_integration.setup(app)
+
+if os.environ.get("TEST_SIGNALS"):
+
+    @task_revoked.connect(weak=False)
+    def note_revoked(sender: Any, request: Any, expired: bool, **_: Any) -> None:
+        """Write what was revoked, and whether it has expired."""
+        write(f"signal {sender.name} {request.id} {expired}")
+
 
 #: Not shared with other apps: each test imports this module anew.
 task = functools.partial(app.task, shared=False)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from celery import chain, chord
 from celery.exceptions import TaskRevokedError
+from celery.signals import task_revoked
 
 import celery_integration
 
@@ -365,6 +366,26 @@ def test_an_expired_a_purged_and_a_deleted_task_are_revoked(house: Any) -> None:
     late = house.tasks.add.apply_async((4, 4), countdown=1, expires=0.2)
     assert_revoked(late, "expired")
     assert house.lines() == []
+
+
+def test_a_signal_tells_of_what_never_started(house: Any) -> None:
+    """Celery's own, once, in the process that stores the end: who revokes, or a worker."""
+    seen: list[Any] = []
+
+    def hear(sender: Any, request: Any, terminated: bool, expired: bool, **_: Any) -> None:
+        seen.append((sender.name, request.id, terminated, expired))
+
+    task_revoked.connect(hear)
+    revoked = house.tasks.add.apply_async((2, 2), countdown=3600)
+    revoked.revoke()
+    revoked.revoke()
+    task_revoked.disconnect(hear)
+    assert seen == [("living.add", revoked.id, False, False)]
+    house.environment["TEST_SIGNALS"] = "1"
+    house.worker("-P", "solo")
+    expired = house.tasks.add.apply_async((3, 3), expires=0.01)
+    assert_revoked(expired)
+    house.wait(lambda: house.lines() == [f"signal living.add {expired.id} True"])
 
 
 def test_a_result_that_cannot_be_stored_keeps_no_other_from_it(house: Any) -> None:

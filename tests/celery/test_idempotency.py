@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from celery import chain, chord, group
+from celery import Celery, chain, chord, group
 from celery.exceptions import ImproperlyConfigured, TaskRevokedError
 
 import celery_integration
@@ -77,6 +77,26 @@ def test_an_idempotent_task_needs_no_key(house: Any) -> None:
     assert house.app.send_task("living.once", [1]).id == first.id
     assert house.tasks.once.delay(2).id != first.id
     assert rows(house) == 2
+
+
+def test_others_may_extend_send_task_too(house: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In Celery's class, later, as tracing libraries do; in the app itself, before."""
+    names: list[str] = []
+    plain = Celery.send_task
+
+    def traced(self: Celery, name: str, *args: Any, **options: Any) -> Any:
+        names.append(name)
+        return plain(self, name, *args, **options)
+
+    monkeypatch.setattr(Celery, "send_task", traced)
+    first = house.app.send_task("living.add", (1, 2), idempotency_key="a")
+    assert house.tasks.add.apply_async((1, 2), idempotency_key="a").id == first.id
+    assert names == ["living.add"]
+    with Celery(broker=house.app.conf.broker_url, set_as_current=False) as own:
+        own.send_task = lambda name, *args, **options: names.append(f"own {name}")
+        celery_integration.setup(own)
+        own.send_task("living.add")
+    assert names == ["living.add", "own living.add"]
 
 
 def test_other_arguments_warn_and_another_task_conflicts(

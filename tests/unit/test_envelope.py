@@ -279,10 +279,10 @@ def test_a_delivery_tag_is_its_text(row_id: int, delivery_no: int, transient: bo
     assert str(tag).startswith("t") is transient
 
 
-@pytest.mark.parametrize("text", ["", "1", "1.", ".1", "x1.2", "1.2.3", "tt1.2"])
-def test_what_is_no_delivery_tag_is_refused(text: str) -> None:
+@pytest.mark.parametrize("text", ["", "1", "1.", ".1", "x1.2", "1.2.3", "tt1.2", 1])
+def test_what_is_no_delivery_tag_is_refused(text: Any) -> None:
     """Rather than taken for another delivery's."""
-    with pytest.raises(ValueError, match="invalid literal"):
+    with pytest.raises(ValueError, match=f"{text!r} is no delivery tag"):
         DeliveryTag.parse(text)
 
 
