@@ -13,17 +13,14 @@ from .errors import QueueOptionError
 from .foreign import MAX_INTEGER, BadMessageError, foreign_body
 from .keys import SCOPES
 from .log import logger
-from .models import NORMAL_PRIORITY, Delivery, Envelope, IdempotencyKey
+from .models import DELIVERED_BEFORE, NORMAL_PRIORITY, Delivery, Envelope, IdempotencyKey
 from .routing import requirements
 
-__all__ = ("DELIVERY_HEADER", "Envelope", "decode", "encode", "properties_of_next_run")
+__all__ = ("DELIVERY_HEADER", "Envelope", "decode", "encode")
 
 #: Under this name an application may keep, among a task's headers, the delivery that a process has
 #: of it. The next run's message, which Celery makes of the same headers, is another delivery.
 DELIVERY_HEADER = "sqlite_delivery"
-
-#: Among a row's properties, where a task's next run was published into it: its deliveries so far.
-_DELIVERED_BEFORE = "delivered_before"
 
 _TEXT_ENCODINGS = frozenset({"utf-8", "utf8", "us-ascii", "ascii"})
 
@@ -172,11 +169,6 @@ def _from_json(text: str) -> Any:
     return json.loads(text)
 
 
-def properties_of_next_run(properties: str, delivered: int) -> str:
-    """Return an envelope's properties for a row that was delivered so often before this publish."""
-    return f'{{"{_DELIVERED_BEFORE}": {delivered}, {properties[1:]}'  # never an empty object
-
-
 class Content(NamedTuple):
     """What :func:`decode` makes of a row.
 
@@ -215,7 +207,7 @@ def decode(delivery: Delivery, redis_order: bool) -> Content:
         properties,
         properties.pop("content_type", None),
         properties.pop("content_encoding", None),
-        properties.pop(_DELIVERED_BEFORE, 0),
+        properties.pop(DELIVERED_BEFORE, 0),
     )
 
 

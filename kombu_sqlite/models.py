@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 from .clock import datetime_to_text, parse_time
 
 __all__ = (
+    "DELIVERED_BEFORE",
     "NORMAL_PRIORITY",
     "STATUSES",
     "Delivery",
@@ -30,6 +31,9 @@ R = TypeVar("R", bound="Record")
 
 #: Row priority of a message without one; 1-99 are more urgent, above are background.
 NORMAL_PRIORITY = 100
+
+#: Among a row's properties, where a task's next run was published into it: its deliveries so far.
+DELIVERED_BEFORE = "delivered_before"
 
 #: The states of a row, in the order of its life.
 STATUSES = ("queued", "processing", "completed", "failed", "cancelled")
@@ -75,6 +79,10 @@ class Envelope(NamedTuple):
     persistent: bool = True
     key: IdempotencyKey | None = None
     continues: DeliveryTag | None = None
+
+    def properties_after(self, deliveries: int) -> str:
+        """Return the properties for a row that was delivered so often before this publish."""
+        return f'{{"{DELIVERED_BEFORE}": {deliveries}, {self.properties[1:]}'  # never empty
 
 
 class IdempotencyKey(NamedTuple):

@@ -11,7 +11,6 @@ from .bells import UPKEEP_BELL, BellBoard
 from .clock import after_text, to_text
 from .database import Database
 from .deliveries import end_values
-from .envelope import properties_of_next_run
 from .errors import DuplicateTask, LeaseLost, QueueDiskError
 from .handles import Handle
 from .keys import Holder, find_holder, move_key, take_key
@@ -210,7 +209,7 @@ class Publisher:
         row_id = tag.row_id
         if name == queue.name:
             values = self._values(queue, envelope, now_s)
-            values["properties"] = properties_of_next_run(values["properties"], delivery_no)
+            values["properties"] = envelope.properties_after(delivery_no)
             handle.run(statement("continue_row"), {**values, "id": row_id})
         else:
             # with it the row ends: killed before it says so, its worker must not run it again

@@ -9,6 +9,7 @@ from importlib.metadata import entry_points
 from typing import Any
 
 import pytest
+from celery import VERSION
 from click.testing import CliRunner
 
 INSTALLED = any(point.name == "queue" for point in entry_points(group="celery.commands"))
@@ -81,7 +82,8 @@ def test_events_reach_another_process(lab: Any) -> None:
 
 def test_events_tell_a_receiver_everything(lab: Any) -> None:
     """In this process, through Celery's own receiver, in order and with their fields."""
-    lab.worker("-P", "threads", "-c", "2", "-E")
+    # Celery 5.6 loses an event that a thread adds while it writes those before
+    lab.worker("-P", "threads" if VERSION[:2] >= (5, 7) else "prefork", "-c", "2", "-E")
     seen: list[dict[str, Any]] = []
     with lab.app.connection_for_read() as connection:
         receiver = lab.app.events.Receiver(connection, handlers={"*": seen.append})
