@@ -10,7 +10,6 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from celery.exceptions import TaskRevokedError
 from celery.utils.log import get_logger
 
 from kombu_sqlite import QueueDatabaseError
@@ -37,10 +36,8 @@ _REFUSALS = {"on_decode_error": 0, "on_invalid_task": 1, "on_unknown_message": 1
 def refuse_malformed(channel: Channel, message: Any, exc: Exception) -> bool:
     """End a message whose handling raised as failed; return False if that is not its fault.
 
-    What has ended already stays as it is, a task that was refused at its start for one.
+    What has ended already stays as it is.
     """
-    if isinstance(exc, TaskRevokedError):
-        return True
     if not isinstance(exc, _SHAPE_ERRORS) or isinstance(exc, QueueDatabaseError):
         return False
     logger.error(

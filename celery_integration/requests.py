@@ -15,7 +15,6 @@ from datetime import datetime, timezone
 from typing import Any
 
 from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
-from celery.app.task import Task
 from celery.exceptions import Reject, TaskRevokedError, TimeLimitExceeded, WorkerLostError
 from celery.utils.imports import symbol_by_name
 from celery.utils.log import get_logger
@@ -69,8 +68,6 @@ class LeasedRequest(Request):
             check_task(self, self._body if self._decoded else message.payload)
             delivery = (channel.store.database.path, message.delivery_tag)
             self._request_dict[DELIVERY_HEADER] = delivery
-            if self.task.Strategy != Task.Strategy:
-                self._begin_at_receipt(channel)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Wrap what Celery's generated subclass replaces without calling super."""
@@ -136,15 +133,6 @@ class LeasedRequest(Request):
                 self.begin_until_written(channel)
             self._lease_accepting = not self.task.acks_late
         super().on_accepted(pid, time_accepted)
-
-    def _begin_at_receipt(self, channel: Channel) -> None:
-        """Record the start of a task that its own strategy may execute where nobody sees it begin.
-
-        One that collects batches, say. If Celery executes it after all, the start is told again.
-        """
-        channel.qos.mark_running(self.lease_tag)
-        self.begin_until_written(channel)
-        self._lease_started = False
 
     def begin_until_written(self, channel: Channel) -> None:
         """Record the start from a thread or greenlet that can wait for the file."""

@@ -13,7 +13,6 @@ import celery
 from celery import Celery, chain, group
 from celery.exceptions import Ignore, Reject
 from celery.signals import task_revoked
-from celery.worker.request import create_request_cls
 
 import celery_integration
 
@@ -345,31 +344,3 @@ def killed_replacing(self: Any, how: str) -> None:
     finally:
         if first_time("replace"):
             kill_worker()
-
-
-class Collecting(celery.Task):
-    """Executed by its own strategy, two at a time, where Celery's worker sees nothing of it."""
-
-    def Strategy(self, task: Any, app: Any, consumer: Any) -> Any:  # noqa: N802 - Celery's name
-        """Return what takes the messages."""
-        made = create_request_cls(task.Request, task, consumer.pool, None, None, app=app)
-        requests: list[Any] = []
-
-        def take(message: Any, body: Any, ack: Any, reject: Any, callbacks: Any, **_: Any) -> None:
-            requests.append(made(message, app=app, task=task, on_ack=ack, on_reject=reject))
-            if len(requests) == 2:
-                task.run([request.args[0] for request in requests])
-                for request in requests:
-                    app.backend.mark_as_done(request.id, "collected")
-                    request.acknowledge()
-                requests.clear()
-
-        return take
-
-
-@task(base=Collecting, acks_late=True)
-def collected(values: list[str]) -> None:
-    """Write what was collected; "die" kills the worker."""
-    write(f"collected {values}")
-    if "die" in values:
-        os.kill(os.getpid(), signal.SIGKILL)

@@ -91,12 +91,12 @@ def test_others_may_extend_send_task_too(house: Any, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(Celery, "send_task", traced)
     first = house.app.send_task("living.add", (1, 2), idempotency_key="a")
     assert house.tasks.add.apply_async((1, 2), idempotency_key="a").id == first.id
-    assert names == ["living.add"] * 2
+    assert names == ["living.add"]
     with Celery(broker=house.app.conf.broker_url, set_as_current=False) as own:
         own.send_task = lambda name, *args, **options: names.append(f"own {name}")
         celery_integration.setup(own)
         own.send_task("living.add")
-    assert names[2:] == ["own living.add"]
+    assert names == ["living.add", "own living.add"]
 
 
 def test_other_arguments_warn_and_another_task_conflicts(

@@ -1,20 +1,17 @@
-"""Where a task begins outside of prefork: it begins here or goes back, never both."""
+"""Where the pool's own threads begin a task: it begins here or goes back, never both."""
 
 from __future__ import annotations
 
 import os
-import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from celery import Celery
-from celery.exceptions import TaskRevokedError, WorkerLostError
+from celery.exceptions import TaskRevokedError
 from kombu.asynchronous import Hub
 
-import celery_integration
-from celery_integration.malformed import refuse_malformed
 from celery_integration.requests import combine
 from celery_integration.starting import Starter
 from kombu_sqlite import QueueDatabase
@@ -90,43 +87,3 @@ def test_a_start_from_a_timer_waits_for_no_event(request_: Any) -> None:
     assert before_sleep == [[request_.id]]
     hub.readers.clear()
     hub.close()
-
-
-def test_what_a_strategy_keeps_counts_as_begun(house: Any) -> None:
-    """A revoke comes too late for it: what its row says is what becomes of it."""
-    house.worker("-P", "solo")
-    first = house.tasks.collected.delay("a")
-    house.wait(lambda: house.database.get(first.id).processing_started_utc is not None)
-    assert celery_integration.cancel(house.app, first.id).status == "running"
-    second = house.tasks.collected.delay("b")
-    assert [first.get(timeout=20), second.get(timeout=20)] == ["collected", "collected"]
-    house.wait(lambda: house.database.stats().completed_tasks == 2)
-    assert house.lines() == ["collected ['a', 'b']"]
-
-
-def test_what_kills_its_strategy_ends(make_lab: Callable[..., Any]) -> None:
-    """Each of what it had collected counts a death, since any may be the cause."""
-    lab = make_lab("?max_attempts=2", module="living")
-    sent = [lab.tasks.collected.delay(value) for value in ("a", "die")]
-    for number in range(2):
-        worker = lab.celery("worker", "-P", "solo", "-n", f"w{number}@test")
-        assert worker.wait(30) == -signal.SIGKILL
-    lab.worker("-P", "solo", name="w2")
-    for result in sent:
-        with pytest.raises(WorkerLostError, match="delivery attempts exhausted: 2 of 2"):
-            result.get(timeout=20)
-    assert lab.lines() == ["collected ['a', 'die']"] * 2
-
-
-def test_what_a_strategy_may_not_keep_is_dropped(
-    request_: Any, database: QueueDatabase, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Cancelled since it was claimed: the worker goes on, and the row stays as it is."""
-    message, task = request_.message, request_.task
-    monkeypatch.setattr(task, "Strategy", "a.strategy:of_its_own")
-    database.execute("UPDATE task_queue SET status = 'cancelled' WHERE id = 1")
-    with pytest.raises(TaskRevokedError) as refusal:
-        Request(message, app=task.app, task=task, hostname="w1@test")
-    assert refuse_malformed(message.channel, message, refusal.value)
-    assert not message.channel.qos.holds_any
-    assert database.get(1).status == "cancelled"
