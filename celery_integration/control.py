@@ -22,6 +22,9 @@ __all__ = ("CancelOutcome", "DurableControl", "cancel", "cancel_many", "combine_
 
 logger = get_logger(__name__)
 
+#: The remote control commands that revoke.
+REVOKING = ("revoke", "terminate", "revoke_by_stamped_headers")
+
 _CANCELLED = "cancelled"
 
 #: Sends an event to monitors.
@@ -202,20 +205,15 @@ class DurableControl:
 
     app: Any
 
-    def broadcast(
-        self, command: str, arguments: Mapping[str, Any] | None = None, *args: Any, **kwargs: Any
-    ) -> Any:
+    def broadcast(self, command: str, *args: Any, **kwargs: Any) -> Any:
         """Tell the workers; what a command revokes is revoked in the file before, for good.
 
         ``revoke``, ``terminate`` and ``revoke_by_stamped_headers`` come here, from the command line
         as well.
         """
-        revoke_rows(self.app, command, {**(arguments or {}), **kwargs})
-        return super().broadcast(command, arguments, *args, **kwargs)  # type: ignore[misc]
-
-
-#: The remote control commands that revoke.
-REVOKING = ("revoke", "terminate", "revoke_by_stamped_headers")
+        arguments = args[0] if args else kwargs.get("arguments")
+        revoke_rows(self.app, command, dict(arguments or (), **kwargs))
+        return super().broadcast(command, *args, **kwargs)  # type: ignore[misc]
 
 
 def revoke_rows(
@@ -228,13 +226,13 @@ def revoke_rows(
         tell: sends an event to monitors.
     """
     if command == "revoke_by_stamped_headers":
-        revoke_stamps(app, _stamps(arguments["headers"]), tell)
+        revoke_stamps(app, _stamps(arguments.get("headers")), tell)
     elif command in REVOKING:
-        revoke_tasks(app, maybe_list(arguments["task_id"]) or [], tell)
+        revoke_tasks(app, maybe_list(arguments.get("task_id")) or [], tell)
 
 
 def _stamps(headers: Any) -> dict[str, list[str]]:
-    """Return the values of each stamp; the command line gives ``header=value``."""
+    """Return all values of each stamp; the command line gives ``header=value``, repeatedly."""
     stamps: dict[str, list[str]] = {}
     pairs = (
         headers.items()

@@ -53,7 +53,7 @@ def _extended(app: Any, own: Callable[..., Any] | None) -> Callable[..., Any]:
             extend later, as tracing libraries do.
     """
 
-    def send_task(*args: Any, **options: Any) -> Any:
+    def plain(*args: Any, **options: Any) -> Any:
         return type(app).send_task(app, *args, **options) if own is None else own(*args, **options)
 
     @functools.wraps(app.send_task)
@@ -64,7 +64,7 @@ def _extended(app: Any, own: Callable[..., Any] | None) -> Callable[..., Any]:
             options["producer"] = batched
         key, scope = _key_for(app, name, args, kwargs, options)
         if key is None:
-            return send_task(name, args, kwargs, **options)
+            return plain(name, args, kwargs, **options)
         _ensure_answerable(app)
         headers = dict(options.pop("headers", None) or {})
         headers["idempotency_key"] = key
@@ -73,7 +73,7 @@ def _extended(app: Any, own: Callable[..., Any] | None) -> Callable[..., Any]:
         if batched is None and not any(options.get(option) for option in _CANVAS):
             headers["idempotency_bare"] = True
         try:
-            return send_task(name, args, kwargs, headers=headers, **options)
+            return plain(name, args, kwargs, headers=headers, **options)
         except DuplicateTask as duplicate:
             result_class = options.get("result_cls") or app.AsyncResult
             return result_class(duplicate.task_id)

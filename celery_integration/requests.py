@@ -40,7 +40,8 @@ _KILLED = "worker lost: its worker was shut down while it ran"
 class LeasedRequest(Request):
     """A request whose task begins and ends with writes on its delivery tag.
 
-    A user's own class comes before it: what that one overrides is called, and calls this.
+    It comes before a user's own class, so that a start or an end is written whatever that one does;
+    what the user's class overrides is called in turn.
 
     If the first changes no row the lease was lost or the task cancelled, and it does not run. In
     prefork it comes before the hand-over to the pool; in the other pools in the thread or greenlet
@@ -109,16 +110,20 @@ class LeasedRequest(Request):
         """Return whether the task has expired; whether it was revoked its row says, at the start.
 
         The worker's own memory of revoked ids outlives a cancel: a task put back would stay
-        revoked.
+        revoked. It serves where the row does not know the id, as in Celery's protocol 1.
         """
-        if self.lease_channel is None:
+        if self.lease_channel is None or self._message.delivery.task_id is None:
             return bool(super().revoked())
         if self._already_revoked:
             return True
         if self.expires and self.maybe_expire():
             self._announce_revoked("expired", False, None, True)
             return True
-        return False
+        return self._is_overridden("revoked") and super().revoked()
+
+    def _is_overridden(self, name: str) -> bool:
+        """Return whether a user's class has a method of its own in place of Celery's."""
+        return getattr(super(), name).__func__ is not getattr(Request, name)
 
     # -- the start -----------------------------------------------------------------------------
 
@@ -190,15 +195,15 @@ class LeasedRequest(Request):
     def acknowledge(self) -> None:
         """Acknowledge: early, where the pool has just accepted the task, or for good."""
         channel = self.lease_channel
-        if channel is None:
-            super().acknowledge()
-        elif self._lease_accepting:
+        if channel is not None and self._lease_accepting:
             self._lease_accepting = False
             self._lease_early = True
             self._say_acknowledged()
             channel.accept(self.lease_tag)
-        else:
+        elif channel is not None:
             self.end_lease(*self._lease_end)
+            self._say_acknowledged()  # also where it was over before
+        super().acknowledge()  # Celery's own has nothing left to do
 
     def _say_acknowledged(self) -> None:
         self.acknowledged = True
@@ -227,6 +232,7 @@ class LeasedRequest(Request):
                 self._store_failure(refused)
             self.end_lease("failed", self._lease_end[1] or "rejected")
         self.send_event("task-rejected", requeue=requeue)
+        super().reject(requeue)  # Celery's own has nothing left to do
 
     def _store_failure(self, exc: BaseException) -> None:
         self.task.backend.mark_as_failure(
@@ -322,7 +328,7 @@ def _ending_last(on_success: Callable[..., Any]) -> Callable[..., Any]:
 
 @functools.cache
 def _combined(base: type) -> type:
-    bases = (LeasedRequest,) if issubclass(LeasedRequest, base) else (base, LeasedRequest)
+    bases = (LeasedRequest,) if issubclass(LeasedRequest, base) else (LeasedRequest, base)
     return type(base.__name__, bases, {"__module__": base.__module__})
 
 

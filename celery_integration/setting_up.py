@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from celery.local import Proxy
+
 from kombu_sqlite import Transport
 from kombu_sqlite.channel import Channel
 
@@ -26,6 +28,8 @@ def setup(app: Any) -> None:
     Arguments:
         app: a ``celery.Celery`` whose broker is a queue file.
     """
+    if isinstance(app, Proxy):  # celery.current_app
+        app = app._get_current_object()
     extend_send_task(app)
     batch_groups()
     combined = combine_control(app.control_cls)

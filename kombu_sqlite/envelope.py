@@ -39,6 +39,7 @@ def encode(message: dict[str, Any], exchange: str, routing_key: str, redis_order
     if DELIVERY_HEADER in headers:
         headers = {name: value for name, value in headers.items() if name != DELIVERY_HEADER}
     properties = dict(message["properties"])
+    properties.pop(DELIVERED_BEFORE, None)
     properties["delivery_info"] = {"exchange": exchange, "routing_key": routing_key}
     properties["content_type"] = message["content-type"]
     properties["content_encoding"] = encoding = message["content-encoding"]
@@ -207,8 +208,13 @@ def decode(delivery: Delivery, redis_order: bool) -> Content:
         properties,
         properties.pop("content_type", None),
         properties.pop("content_encoding", None),
-        properties.pop(DELIVERED_BEFORE, 0),
+        _count(properties.pop(DELIVERED_BEFORE, 0)),
     )
+
+
+def _count(value: Any) -> int:
+    """Return a number of deliveries; none where another program has written something else."""
+    return value if type(value) is int and value > 0 else 0
 
 
 def _decode_foreign(delivery: Delivery, redis_order: bool) -> Content:

@@ -33,7 +33,7 @@ R = TypeVar("R", bound="Record")
 NORMAL_PRIORITY = 100
 
 #: Among a row's properties, where a task's next run was published into it: its deliveries so far.
-DELIVERED_BEFORE = "delivered_before"
+DELIVERED_BEFORE = "sqlite_delivered_before"
 
 #: The states of a row, in the order of its life.
 STATUSES = ("queued", "processing", "completed", "failed", "cancelled")
@@ -132,7 +132,7 @@ class Delivery(NamedTuple):
 
     @property
     def redelivered(self) -> bool:
-        """Whether the row was delivered before; the next run that a task has published was not."""
+        """Whether the row was delivered before."""
         return self.tag.delivery_no > 1
 
 

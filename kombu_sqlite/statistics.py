@@ -25,6 +25,8 @@ __all__ = (
     "read_worker_states",
 )
 
+#: Where ``list_worker_states`` has a worker's status.
+_WORKER_STATUS = 8
 #: A window that has only just begun would otherwise divide by almost nothing.
 _SHORTEST_SPAN_S = 1.0
 
@@ -124,7 +126,7 @@ def measure(
         (readable(queue), readable(type), status, tasks)
         for queue, type, status, tasks in handle.all(statement("count_groups"), values)
     ]
-    workers = dict(handle.all(statement("count_workers")))
+    workers = Counter(row[_WORKER_STATUS] for row in handle.all(statement("list_worker_states")))
     totals: Counter[str] = Counter()
     for _, _, status, tasks in groups:
         totals[status] += tasks
@@ -136,8 +138,8 @@ def measure(
         depth_by_queue=_depths(groups, 0),
         depth_by_type=_depths(groups, 1),
         window=_measure_window(handle, values, window, window_s),
-        active_workers=workers.get("active", 0),
-        stale_workers=workers.get("stale", 0),
+        active_workers=workers["active"],
+        stale_workers=workers["stale"],
     )
 
 

@@ -81,7 +81,7 @@ class ResultWatcher:
         self._lock = threading.Lock()
         self._waiting: dict[str, list[Waiter]] = {}
         self._curious: set[str] = set()  # tasks whose every state somebody wants
-        self._new: set[str] = set()  # tasks whose result may have been there before anybody waited
+        self._unlooked: set[str] = set()  # tasks that nobody has looked up since they are awaited
         self._places: dict[int, int] = {}  # place -> waiters of this process noted there
         self._bell: Bell | None = None
         self._watch = threading.Lock()  # held by the thread that watches
@@ -104,8 +104,8 @@ class ResultWatcher:
                 if waiter.changed is not None:
                     self._curious.add(waiter.task_id)
             new = {waiter.task_id for waiter in added}
-            self._new |= new
-        if self._watch.locked():  # by a thread that may sleep; whoever begins to watch looks first
+            self._unlooked |= new
+        if self._closed or self._watch.locked():  # else whoever begins to watch looks first
             self._look_up(new)
 
     def discard(self, waiter: Waiter) -> None:
@@ -121,7 +121,7 @@ class ResultWatcher:
         if not listed:
             del self._waiting[waiter.task_id]
             self._curious.discard(waiter.task_id)
-            self._new.discard(waiter.task_id)
+            self._unlooked.discard(waiter.task_id)
         left = self._places[waiter.place] - 1
         if left:
             self._places[waiter.place] = left
@@ -149,7 +149,7 @@ class ResultWatcher:
     def wait(self, wake: threading.Event, is_over: Callable[[], bool], timeout_s: float) -> bool:
         """Wait until ``is_over()``, at most ``timeout_s`` seconds; watch if nobody else does.
 
-        Even without any time it looks once.
+        Whoever watches looks at least once, even without any time.
 
         Arguments:
             wake: set by the waiters' callbacks whenever ``is_over`` may have changed. Of one
@@ -216,7 +216,7 @@ class ResultWatcher:
 
     def _look(self) -> None:
         with self._lock:
-            wanted, new = set(self._waiting), set(self._new)
+            wanted, new = set(self._waiting), set(self._unlooked)
         if len(wanted) <= _LOOK_UP_AT_MOST:
             self._seen = None
         elif self._seen is None:
@@ -232,7 +232,7 @@ class ResultWatcher:
             } | new
         self._look_up(wanted)
         with self._lock:
-            self._new -= new
+            self._unlooked -= new
 
     def _look_up(self, task_ids: set[str]) -> None:
         for task_id, seq, status, payload in self._results.get_many(task_ids):

@@ -44,18 +44,9 @@ FROM task_queue INDEXED BY ix_task_finished
 WHERE finished_at_utc IS NOT NULL AND finished_at_utc >= :since
 ORDER BY finished_at_utc DESC LIMIT :window;
 
--- name: count_workers
--- Workers by whether they are active, stale or gone. Who consumes events and replies alone, as a
--- monitor does, is none.
-SELECT status, count(*) FROM v_worker_status w
-WHERE NOT EXISTS (SELECT 1 FROM consumers c WHERE c.worker_id = w.worker_id)
-   OR EXISTS (SELECT 1 FROM consumers c JOIN queues q ON q.name = c.queue
-               WHERE c.worker_id = w.worker_id AND q.durable AND NOT q.auto_delete)
-GROUP BY status;
-
 -- name: list_worker_states
--- All workers with what they hold, monitors left out as above; text as bytes, since some of it may
--- be unreadable.
+-- All workers with what they hold; text as bytes, since some of it may be unreadable. A monitor is
+-- none: a process without a node name that holds nothing and consumes events and replies alone.
 SELECT CAST(worker_id AS BLOB) AS worker_id, CAST(hostname AS BLOB) AS hostname,
        CAST(host AS BLOB) AS host, CAST(pid AS INTEGER) AS pid,
        CAST(concurrency AS INTEGER) AS concurrency, CAST(capabilities AS BLOB) AS capabilities,
@@ -63,7 +54,8 @@ SELECT CAST(worker_id AS BLOB) AS worker_id, CAST(hostname AS BLOB) AS hostname,
        CAST(heartbeat_utc AS BLOB) AS heartbeat_utc, status, processing,
        lease_until_utc
 FROM v_worker_status w
-WHERE NOT EXISTS (SELECT 1 FROM consumers c WHERE c.worker_id = w.worker_id)
+WHERE w.hostname IS NOT NULL OR w.processing > 0
+   OR NOT EXISTS (SELECT 1 FROM consumers c WHERE c.worker_id = w.worker_id)
    OR EXISTS (SELECT 1 FROM consumers c JOIN queues q ON q.name = c.queue
                WHERE c.worker_id = w.worker_id AND q.durable AND NOT q.auto_delete)
 ORDER BY worker_id;

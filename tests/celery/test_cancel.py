@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 from celery import chain, chord
+from celery.app.control import Control
 from celery.exceptions import TaskRevokedError
 from celery.signals import task_revoked
 
 import celery_integration
+from celery_integration.control import combine_control
 
 
 def open_gate(lab: Any, name: str) -> None:
@@ -303,6 +305,42 @@ def test_the_command_line_revokes_through_a_worker(house: Any, name: str) -> Non
     assert house.lines() == ["begin one", "end one"]
 
 
+def test_a_revoke_without_an_id_revokes_nothing(house: Any) -> None:
+    """In every form that Celery takes; a control class of the app's own may take keywords alone."""
+    control = house.app.control
+    sent = house.tasks.add.apply_async((1, 1), countdown=3600)
+    control.broadcast("revoke")
+    control.broadcast("terminate", {"signal": "TERM"})
+    control.broadcast("revoke_by_stamped_headers", arguments={"headers": None})
+    assert sent.state == "PENDING"
+    control.broadcast("revoke", [("task_id", sent.id)])
+    assert_revoked(sent)
+
+    class Own(Control):
+        def broadcast(self, command: str, **options: Any) -> Any:
+            return super().broadcast(command, **options)
+
+    second = house.tasks.add.apply_async((1, 1), countdown=3600)
+    combine_control(Own)(house.app).revoke(second.id)
+    assert_revoked(second)
+
+
+@pytest.mark.parametrize("protocol", [1, 2])
+def test_a_prefetched_task_of_either_protocol_is_revoked(house: Any, protocol: int) -> None:
+    """In protocol 1 the row does not know the task's id; its worker does."""
+    house.app.conf.task_protocol = protocol
+    house.worker("-c", "1")
+    house.tasks.gated.delay("one")
+    house.wait(lambda: house.lines() == ["begin one"])
+    prefetched = house.tasks.add.delay(1, 1)
+    house.wait(lambda: house.database.get(2).status == "processing")
+    house.app.control.revoke(prefetched.id, reply=True, timeout=10, limit=1)
+    open_gate(house, "one")
+    assert_revoked(prefetched)
+    house.wait(lambda: settled(house))
+    assert (house.lines(), prefetched.state) == (["begin one", "end one"], "REVOKED")
+
+
 def test_a_task_put_back_runs(house: Any) -> None:
     """After a revoke that a running worker remembers, after a cancel, after a failure.
 
@@ -382,8 +420,8 @@ def test_a_signal_tells_of_what_never_started(house: Any) -> None:
     task_revoked.disconnect(hear)
     assert seen == [("living.add", revoked.id, False, False)]
     house.environment["TEST_SIGNALS"] = "1"
-    house.worker("-P", "solo")
     expired = house.tasks.add.apply_async((3, 3), expires=0.01)
+    house.worker("-P", "solo")
     assert_revoked(expired)
     house.wait(lambda: house.lines() == [f"signal living.add {expired.id} True"])
 

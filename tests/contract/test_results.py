@@ -236,6 +236,7 @@ def test_a_closed_watcher_leaves_no_bell(store: Store, wait_until: Callable[...,
     store.results.store("a", "SUCCESS", "done", None)
     assert again.finds()
     assert left.found == []
+    assert Caller(closed, "a").found == [("SUCCESS", "done")]
 
 
 def test_the_watch_goes_to_another_thread(

@@ -289,7 +289,7 @@ def test_workers_are_active_stale_or_gone(database: QueueDatabase) -> None:
 
 
 def test_a_monitor_is_no_worker(database: QueueDatabase) -> None:
-    """It consumes events and replies alone; who consumes tasks as well is one."""
+    """It consumes events and replies alone; a Celery worker does so too while it shuts down."""
     database.execute_many(
         "INSERT INTO queues (name, durable, auto_delete) VALUES (?, ?, ?)",
         [("tasks", 1, 0), ("events", 0, 1), ("replies", 1, 1)],
@@ -299,13 +299,23 @@ def test_a_monitor_is_no_worker(database: QueueDatabase) -> None:
         " visibility_timeout_s) VALUES (?, '{}', ?, ?, 'h', 60)",
         [(name, text(-30), 9001 + i) for i, name in enumerate(("monitor", "worker", "plain"))],
     )
+    database.execute(
+        "INSERT INTO workers (worker_id, capabilities, heartbeat_utc, lock_byte, hostname)"
+        " VALUES ('stopping', '{}', ?, 9004, 'w1@h')",
+        (text(-30),),
+    )
     database.execute_many(
         "INSERT INTO consumers (worker_id, bell, queue) VALUES (?, ?, ?)",
-        [("monitor", 1, "events"), ("monitor", 1, "replies"), ("worker", 2, "events")],
+        [
+            ("monitor", 1, "events"),
+            ("monitor", 1, "replies"),
+            ("worker", 2, "events"),
+            ("worker", 3, "tasks"),
+            ("stopping", 4, "replies"),
+        ],
     )
-    database.execute("INSERT INTO consumers (worker_id, bell, queue) VALUES ('worker', 3, 'tasks')")
-    assert database.statistics(queue="any").active_workers == 2
-    assert [w.worker_id for w in database.worker_states()] == ["plain", "worker"]
+    assert database.statistics(queue="any").active_workers == 3
+    assert [w.worker_id for w in database.worker_states()] == ["plain", "stopping", "worker"]
 
 
 WRITER = """

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from kombu_sqlite.envelope import decode, encode
 from kombu_sqlite.foreign import BadMessageError, check_columns, foreign_body
 from kombu_sqlite.log import logger
-from kombu_sqlite.models import Delivery, DeliveryTag
+from kombu_sqlite.models import DELIVERED_BEFORE, Delivery, DeliveryTag
 
 json_values = st.recursive(
     st.none()
@@ -302,3 +302,11 @@ def test_headers_that_make_no_sense_are_refused(headers: str, properties: str) -
     delivery = Delivery(DeliveryTag(1, 1), "q", "t", 1, "", headers, properties, None)
     with pytest.raises(BadMessageError):
         decode(delivery, False)
+
+
+@pytest.mark.parametrize("value", ['"yesterday"', "true", "-3", "1.5", "null", "[]"])
+def test_deliveries_that_make_no_sense_are_none(value: str) -> None:
+    """Somebody else wrote them: the message is a good one, and keeps its other properties."""
+    properties = f'{{"{DELIVERED_BEFORE}": {value}, "priority": 3}}'
+    content = decode(Delivery(DeliveryTag(1, 1), "q", "t", 1, "", "{}", properties, None), False)
+    assert (content.delivered_before, content.properties) == (0, {"priority": 3})
