@@ -29,8 +29,14 @@ _SHAPE_ERRORS = (
     ValueError,
 )
 
-#: A consumer's methods that end a message which is no task, and which argument that message is.
-_REFUSALS = {"on_decode_error": 0, "on_invalid_task": 1, "on_unknown_message": 1}
+#: A consumer's methods that end a message which is no task: which argument that message is, and
+#: what its row says.
+_REFUSALS = {
+    "on_decode_error": (0, "malformed message"),
+    "on_invalid_task": (1, "malformed message"),
+    "on_unknown_message": (1, "malformed message"),
+    "on_unknown_task": (1, "unregistered task"),
+}
 
 
 def refuse_malformed(channel: Channel, message: Any, exc: Exception) -> bool:
@@ -55,15 +61,15 @@ def watch_refusals(consumer: Any) -> None:
 
     Celery acknowledges a message that it cannot decode, as if it had run.
     """
-    for name, position in _REFUSALS.items():
+    for name, (position, what) in _REFUSALS.items():
         refuse = getattr(type(consumer), name).__get__(consumer)  # the class's: not watched twice
-        setattr(consumer, name, functools.partial(_refuse, refuse, position))
+        setattr(consumer, name, functools.partial(_refuse, refuse, position, what))
     consumer.task_consumer.on_decode_error = consumer.on_decode_error
 
 
-def _refuse(refuse: Callable[..., None], position: int, *args: Any) -> None:
+def _refuse(refuse: Callable[..., None], position: int, what: str, *args: Any) -> None:
     reason = next((arg for arg in args if isinstance(arg, Exception)), "no task")
-    args[position].malformed = f"malformed message: {reason}"
+    args[position].malformed = f"{what}: {reason}"
     refuse(*args)
 
 

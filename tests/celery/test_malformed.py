@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import pytest
+from celery.exceptions import NotRegistered
 from kombu import Connection
 
 from celery_integration.malformed import refuse_malformed
@@ -74,10 +75,22 @@ def test_no_malformed_message_ends_a_worker(lab: Any, pool: str) -> None:
     assert lab.lines() == ["sum 42"]
     failed = {task.id: task.error_message for task in lab.database.list(status="failed")}
     assert len(failed) == len(MALFORMED)
-    unknown = {name for id, name in enumerate(MALFORMED, 1) if "malformed" not in failed[id]}
-    assert unknown <= {"a number as task", "null as id of an unknown task"}
+    unknown = {name: failed[id] for id, name in enumerate(MALFORMED, 1)}
+    for name in ("a number as task", "null as id of an unknown task"):
+        assert "unregistered task" in unknown.pop(name)
+    assert all("malformed" in reason for reason in unknown.values())
     assert not (lab.folder / "sprung").exists()  # the workers' folder
     assert len(lab.app.control.inspect(timeout=5).active() or ()) == 1
+
+
+def test_a_task_that_nobody_registered_says_so(house: Any) -> None:
+    """In its row and to its caller."""
+    house.worker("-P", "solo")
+    result = house.app.send_task("no.such")
+    with pytest.raises(NotRegistered):
+        result.get(timeout=20)
+    house.wait(lambda: house.database.get(result.id).status == "failed")
+    assert house.database.get(result.id).error_message == "unregistered task: 'no.such'"
 
 
 def ended(lab: Any) -> int:
