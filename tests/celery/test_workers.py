@@ -96,7 +96,7 @@ def test_a_lost_pool_process_costs_one_more_run(lab: Any) -> None:
 def test_delayed_tasks_come_when_they_are_due(lab: Any) -> None:
     """Not before; the request keeps its ETA; nothing is held meanwhile."""
     lab.worker("-c", "2")
-    due = datetime.now(timezone.utc) + timedelta(seconds=2.5)
+    due = datetime.now(timezone.utc) + timedelta(seconds=6)
     for _ in range(500):
         lab.tasks.timed.apply_async(eta=due)
     inspect = lab.app.control.inspect(timeout=2, limit=1)

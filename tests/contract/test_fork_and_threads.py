@@ -223,7 +223,7 @@ db.claim()
     def run(number: int) -> str:
         command = [sys.executable, "-c", script, str(number)]
         return subprocess.run(
-            command, check=True, capture_output=True, text=True, timeout=10
+            command, check=True, capture_output=True, text=True, timeout=40
         ).stderr
 
     with ThreadPoolExecutor(8) as pool:
