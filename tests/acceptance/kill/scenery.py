@@ -28,7 +28,7 @@ _END_WITHIN_S = 60.0
 #: So soon after a stop the log is short again.
 _RECOVERS_WITHIN_S = 5.0
 #: A process asked to end sooner may not have come to the point where it handles that.
-_HANDLES_AFTER_S = 10.0
+_HANDLES_AFTER_S = 20.0
 
 ROLE = [sys.executable, "-m", "tests.acceptance.kill.roles"]
 CELERY = [sys.executable, "-m", "celery", "-A", "tests.acceptance.kill.app"]
