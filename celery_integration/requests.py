@@ -119,11 +119,9 @@ class LeasedRequest(Request):
         if self.expires and self.maybe_expire():
             self._announce_revoked("expired", False, None, True)
             return True
-        return self._is_overridden("revoked") and super().revoked()
-
-    def _is_overridden(self, name: str) -> bool:
-        """Return whether a user's class has a method of its own in place of Celery's."""
-        return getattr(super(), name).__func__ is not getattr(Request, name)
+        users = super().revoked
+        is_celerys = getattr(users, "__func__", None) is Request.revoked
+        return not is_celerys and bool(users())
 
     # -- the start -----------------------------------------------------------------------------
 

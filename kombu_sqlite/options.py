@@ -264,4 +264,7 @@ def path_from_url(url: str) -> tuple[str, dict[str, str]]:
     if "\0" in path:
         raise QueueLocationError("A path cannot hold a NUL character; mend the URL.")
     parameters = dict(parse_qsl(query, keep_blank_values=True))
-    return os.path.expanduser(path) if path.startswith("~") else path, parameters
+    try:
+        return os.path.expanduser(path) if path.startswith("~") else path, parameters
+    except UnicodeEncodeError as exc:  # a user's name that no system knows
+        raise QueueLocationError(f"The path {path!r} is no file's name; mend the URL.") from exc

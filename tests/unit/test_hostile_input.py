@@ -122,6 +122,7 @@ url_text = st.text(st.sampled_from(string.printable + "é\ud800\udcff\0%/:?&=;#~
 @settings(max_examples=300, deadline=None)
 @example("?capabilities=" + DEEP[0], "sqlite:///q.db")
 @example("q%00.db", "sqlite:///")
+@example("~\ud800", "sqlite:///")
 @example("?capabilities=%7B%22a%22%3A%20NaN%7D", "sqlite:///q.db")
 def test_any_url_is_options_or_one_sentence(text: str, prefix: str) -> None:
     """The project's own error, and never another; nothing is opened."""
