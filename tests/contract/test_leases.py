@@ -142,7 +142,7 @@ def test_stops_past_the_lease_end_nothing_twice(
                 if is_writable() and held_by(stopped):
                     break  # it was stopped in the middle of them, and not of a transaction
                 stopped.send_signal(signal.SIGCONT)
-            wait_until(lambda stopped=stopped: not held_by(stopped), 20)
+            wait_until(lambda stopped=stopped: not held_by(stopped), 40)
             lost = len(consumers.said("lost"))
             stopped.send_signal(signal.SIGCONT)
             wait_until(lambda lost=lost: len(consumers.said("lost")) > lost)
