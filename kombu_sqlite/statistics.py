@@ -25,8 +25,6 @@ __all__ = (
     "read_worker_states",
 )
 
-#: Where ``list_worker_states`` has a worker's status.
-_WORKER_STATUS = 8
 #: A window that has only just begun would otherwise divide by almost nothing.
 _SHORTEST_SPAN_S = 1.0
 
@@ -126,7 +124,12 @@ def measure(
         (readable(queue), readable(type), status, tasks)
         for queue, type, status, tasks in handle.all(statement("count_groups"), values)
     ]
-    workers = Counter(row[_WORKER_STATUS] for row in handle.all(statement("list_worker_states")))
+    monitors = _monitors(handle)
+    workers = Counter(
+        status
+        for worker, status in handle.all(statement("list_worker_statuses"))
+        if worker not in monitors
+    )
     totals: Counter[str] = Counter()
     for _, _, status, tasks in groups:
         totals[status] += tasks
@@ -146,6 +149,7 @@ def measure(
 def read_worker_states(handle: Handle) -> list[WorkerState]:
     """Return every worker with its state."""
     assert handle.connection is not None
+    monitors = _monitors(handle)
     cursor = handle.connection.cursor()
     cursor.row_trace = as_row
     return [
@@ -156,7 +160,12 @@ def read_worker_states(handle: Handle) -> list[WorkerState]:
             }
         )
         for row in cursor.execute(statement("list_worker_states"))
+        if row["worker_id"] not in monitors
     ]
+
+
+def _monitors(handle: Handle) -> set[bytes]:
+    return {row[0] for row in handle.all(statement("list_monitors"))}
 
 
 def _oldest_age_s(handle: Handle, values: Mapping[str, Any]) -> float | None:

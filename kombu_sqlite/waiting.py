@@ -218,19 +218,19 @@ class ResultWatcher:
         with self._lock:
             wanted, new = set(self._waiting), set(self._unlooked)
         if len(wanted) <= _LOOK_UP_AT_MOST:
-            self._seen = None
+            seen = None
         elif self._seen is None:
-            self._seen = self._results.last_seq()  # before the look, which is for all this once
+            seen = self._results.last_seq()  # before the look, which is for all this once
         else:
             stored = self._results.since(self._seen)
-            if stored:
-                self._seen = stored[-1][0]
+            seen = stored[-1][0] if stored else self._seen
             wanted &= {
                 task_id
                 for _, task_id, status in stored
                 if self._is_ready(status) or task_id in self._curious
             } | new
         self._look_up(wanted)
+        self._seen = seen  # last: what could not be read is looked for again
         with self._lock:
             self._unlooked -= new
 

@@ -44,18 +44,27 @@ FROM task_queue INDEXED BY ix_task_finished
 WHERE finished_at_utc IS NOT NULL AND finished_at_utc >= :since
 ORDER BY finished_at_utc DESC LIMIT :window;
 
+-- name: list_monitors
+-- Processes that are no workers: without a node name they hold nothing and consume events and
+-- replies alone.
+SELECT CAST(worker_id AS BLOB) FROM workers w
+WHERE hostname IS NULL
+  AND EXISTS (SELECT 1 FROM consumers c WHERE c.worker_id = w.worker_id)
+  AND NOT EXISTS (SELECT 1 FROM consumers c JOIN queues q ON q.name = c.queue
+                   WHERE c.worker_id = w.worker_id AND q.durable AND NOT q.auto_delete)
+  AND NOT EXISTS (SELECT 1 FROM task_queue t
+                   WHERE t.status = 'processing' AND t.locked_by = w.worker_id);
+
+-- name: list_worker_statuses
+-- Whether each worker is active, stale or gone, without counting what it holds.
+SELECT CAST(worker_id AS BLOB), status FROM v_worker_status;
+
 -- name: list_worker_states
--- All workers with what they hold; text as bytes, since some of it may be unreadable. A monitor is
--- none: a process without a node name that holds nothing and consumes events and replies alone.
+-- All workers with what they hold; text as bytes, since some of it may be unreadable.
 SELECT CAST(worker_id AS BLOB) AS worker_id, CAST(hostname AS BLOB) AS hostname,
        CAST(host AS BLOB) AS host, CAST(pid AS INTEGER) AS pid,
        CAST(concurrency AS INTEGER) AS concurrency, CAST(capabilities AS BLOB) AS capabilities,
        CAST(started_at_utc AS BLOB) AS started_at_utc,
        CAST(heartbeat_utc AS BLOB) AS heartbeat_utc, status, processing,
        lease_until_utc
-FROM v_worker_status w
-WHERE w.hostname IS NOT NULL OR w.processing > 0
-   OR NOT EXISTS (SELECT 1 FROM consumers c WHERE c.worker_id = w.worker_id)
-   OR EXISTS (SELECT 1 FROM consumers c JOIN queues q ON q.name = c.queue
-               WHERE c.worker_id = w.worker_id AND q.durable AND NOT q.auto_delete)
-ORDER BY worker_id;
+FROM v_worker_status ORDER BY worker_id;
