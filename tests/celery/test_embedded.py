@@ -118,6 +118,32 @@ def test_a_users_own_request_class_is_kept(lab: Any, pool: str) -> None:
     assert lab.database.get(1).processing_started_utc is not None
 
 
+def test_a_request_class_that_names_its_parent_bypasses_nothing(lab: Any) -> None:
+    """Without super(), as old code does: starts and ends are written all the same."""
+    states: list[str] = []
+
+    class Mine(Request):
+        def acknowledge(self) -> None:
+            Request.acknowledge(self)
+            states.append(lab.database.get(1).status)
+
+        def on_failure(self, *args: Any, **kwargs: Any) -> None:
+            Request.on_failure(self, *args, **kwargs)
+
+    @lab.app.task(name="breaks", shared=False)
+    def breaks() -> None:
+        raise ValueError("on purpose")
+
+    breaks.Request = Mine
+    with start_worker(lab.app, perform_ping_check=False, pool="threads", shutdown_timeout=30):
+        breaks.delay()
+        lab.wait(lambda: lab.database.stats().failed_tasks == 1)
+    assert states == ["processing"]
+    row = lab.database.get(1)
+    assert row.processing_started_utc is not None
+    assert row.error_message == "ValueError('on purpose')"
+
+
 def test_the_broker_can_be_named_by_its_class(lab: Any) -> None:
     """``broker_transport`` instead of an import, in a producer and in a worker."""
     lab.app.conf.broker_transport = "kombu_sqlite:Transport"

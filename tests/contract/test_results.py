@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from kombu_sqlite import Options, ResultWatcher, Store, Waiter, open_store
+from kombu_sqlite import Options, QueueBusyError, ResultWatcher, Store, Waiter, open_store
 
 READY = frozenset({"SUCCESS", "FAILURE", "REVOKED"})
 
@@ -193,6 +193,26 @@ def test_a_result_of_long_ago_is_found(store: Store, watcher: ResultWatcher) -> 
     late = Caller(watcher, "over")
     assert watcher.wait(late.woken, lambda: bool(late.found), 0)
     assert not watcher.wait(last.woken, lambda: bool(last.found), 0)
+
+
+def test_a_look_that_fails_is_made_again(
+    store: Store, watcher: ResultWatcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Among many: what it had not come to is not taken for seen."""
+    callers = [Caller(watcher, f"task-{number}") for number in range(100)]
+    assert not watcher.wait(callers[0].woken, lambda: False, 0)
+    store.results.store("task-0", "SUCCESS", "done", None)
+    get_many = store.results.get_many
+    failures = [QueueBusyError("locked")]
+
+    def fail_once(task_ids: Any) -> Any:
+        if failures:
+            raise failures.pop()
+        return get_many(task_ids)
+
+    monkeypatch.setattr(store.results, "get_many", fail_once)
+    assert callers[0].finds()
+    assert failures == []
 
 
 def test_a_callback_that_fails_harms_nobody(
